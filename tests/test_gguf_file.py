@@ -184,9 +184,7 @@ def test_truncated_data_says_need_and_have(tmp_path, tiny):
     path = tmp_path / "m.gguf"
     path.write_bytes(content[:-1])
     need, have = len(content), len(content) - 1
-    with pytest.raises(
-        ModelError, match=f"needs {need} bytes of file, have {have}"
-    ):
+    with pytest.raises(ModelError, match=f"needs {need} bytes of file, have {have}"):
         GGUFFile.open(path)
 
 

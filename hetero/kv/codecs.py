@@ -64,7 +64,7 @@ def _round_half_away(values: Floats) -> Floats:
 
 def _pack_nibbles(codes: npt.NDArray[np.uint8]) -> Bytes:
     """Element j in the low nibble of byte j, element j + 16 in the high one."""
-    return codes[:, :16] | codes[:, 16:] << 4
+    return (codes[:, :16] | codes[:, 16:] << 4).astype(np.uint8)
 
 
 def _unpack_nibbles(packed: Bytes) -> npt.NDArray[np.uint8]:
@@ -76,13 +76,15 @@ def _pack_fifth_bits(codes: npt.NDArray[np.uint8]) -> Bytes:
 
 
 def _unpack_fifth_bits(packed: Bytes) -> npt.NDArray[np.uint8]:
-    return np.unpackbits(np.ascontiguousarray(packed), axis=1, bitorder="little") << 4
+    bits = np.unpackbits(np.ascontiguousarray(packed), axis=1, bitorder="little")
+    return (bits << 4).astype(np.uint8)
 
 
 def _signed_extreme(blocks: Floats) -> Floats:
     """Each block's element of largest magnitude, the first of equals, with its sign."""
     at = np.abs(blocks).argmax(axis=1)
-    return blocks[np.arange(len(blocks)), at][:, None]
+    extremes: Floats = blocks[np.arange(len(blocks)), at]
+    return extremes[:, None]
 
 
 def _encode_f16(values: Floats) -> Bytes:
@@ -145,9 +147,7 @@ def _encode_q5_0(values: Floats) -> Bytes:
     blocks = _blocks(values)
     scale = _signed_extreme(blocks) / np.float32(-16)
     codes = np.minimum(31, blocks * _inverse(scale) + np.float32(16.5)).astype(np.uint8)
-    return np.concatenate(
-        [_f16(scale), _pack_fifth_bits(codes), _pack_nibbles(codes & 15)], axis=1
-    )
+    return np.concatenate([_f16(scale), _pack_fifth_bits(codes), _pack_nibbles(codes & 15)], axis=1)
 
 
 def _decode_q5_0(rows: Bytes) -> Floats:

@@ -69,7 +69,9 @@ def kv_layout(
         head_dim_v=head_dim_v,
         k_type=k_type,
         v_type=v_type,
-        k_rotation=_largest_power_of_two(head_dim_k) if _rotates(kv_type(k_type), head_dim_k) else 0,
+        k_rotation=_largest_power_of_two(head_dim_k)
+        if _rotates(kv_type(k_type), head_dim_k)
+        else 0,
         v_rotation=_SMALLEST_ROTATION if _rotates(kv_type(v_type), head_dim_v) else 0,
     )
 

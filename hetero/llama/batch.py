@@ -20,7 +20,9 @@ class Batch:
         self.wants_logits = np.zeros(capacity, np.int8)
         self._sequences_per_row = np.ones(capacity, np.int32)
         # llama.cpp wants a pointer to each row's sequence list; ours hold one id each.
-        self._sequence_pointers = self.sequences.ctypes.data + 4 * np.arange(capacity, dtype=np.uint64)
+        self._sequence_pointers = self.sequences.ctypes.data + 4 * np.arange(
+            capacity, dtype=np.uint64
+        )
         self._struct = llama_cpp.llama_batch(
             n_tokens=0,
             token=_pointer(self.tokens, ctypes.c_int32),

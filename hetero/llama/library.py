@@ -17,8 +17,9 @@ from hetero.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-# ggml's log levels. CONT (5) continues the line before it, which only INFO and DEBUG lines do.
-_LEVELS = {1: logging.DEBUG, 2: logging.WARNING, 3: logging.ERROR, 4: logging.DEBUG}
+# ggml's DEBUG, INFO, WARN and ERROR. Its INFO tells of every buffer: debugging, to us. CONT (5)
+# continues the line before it, which only INFO and DEBUG lines do.
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]

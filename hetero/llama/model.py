@@ -46,7 +46,10 @@ class Model:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -76,15 +79,15 @@ class Vocab:
             self.pointer, raw, len(raw), tokens, len(tokens), add_special, parse_special
         )
         if count < 0:
-            raise ModelError(f"{self._model.path}: its tokenizer failed on {len(raw)} bytes of text")
+            raise ModelError(
+                f"{self._model.path}: its tokenizer failed on {len(raw)} bytes of text"
+            )
         return list(tokens[:count])
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes a token stands for: part of a UTF-8 sequence, perhaps. Control tokens: b""."""
         buffer = ctypes.create_string_buffer(_LONGEST_PIECE_BYTES)
-        count = llama_cpp.llama_token_to_piece(
-            self.pointer, token, buffer, len(buffer), 0, special
-        )
+        count = llama_cpp.llama_token_to_piece(self.pointer, token, buffer, len(buffer), 0, special)
         if count < 0:
             buffer = ctypes.create_string_buffer(-count)
             count = llama_cpp.llama_token_to_piece(

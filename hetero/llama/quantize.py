@@ -41,9 +41,7 @@ def _from_float(ggml_type: int) -> Any:
     return function
 
 
-def quantize(
-    values: npt.NDArray[np.float32], ggml_type: int, out: npt.NDArray[np.uint8]
-) -> None:
+def quantize(values: npt.NDArray[np.float32], ggml_type: int, out: npt.NDArray[np.uint8]) -> None:
     """Encode contiguous f32 values into `out`. Whole blocks only; runs without Python's lock."""
     if not (values.flags.c_contiguous and out.flags.c_contiguous and values.dtype == np.float32):
         raise CodecError("quantize: need contiguous float32 values and bytes")

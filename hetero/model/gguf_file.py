@@ -94,9 +94,7 @@ class GGUFFile:
         parts = _split_parts(first, _split_number(first, metadata, "split.no"), num_parts)
         for index, part in enumerate(parts[1:], start=1):
             if not part.exists():
-                raise ModelError(
-                    f"{part}: missing, part {index + 1} of {num_parts} of {first.name}"
-                )
+                raise ModelError(f"{part}: missing: part {index + 1} of {num_parts} of this model")
             part_metadata, part_tensors = _read_header(part)
             have = (
                 _split_number(part, part_metadata, "split.no"),

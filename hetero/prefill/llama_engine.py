@@ -1,0 +1,138 @@
+"""Prefill by llama.cpp itself: any architecture, any device, bit for bit its own rows.
+
+The cache is unified, because only there can a chunk be exported: its cells are lent to a scratch
+sequence at no cost, and that sequence's state is the chunk.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hetero.errors import ConfigError, EngineError, PlanError
+from hetero.kv.layout import KVLayout
+from hetero.kv.probe import probe_state_format
+from hetero.kv.rows import Kind, RowFrame
+from hetero.kv.staging import read_state
+from hetero.kv.types import kv_type
+from hetero.llama.batch import Batch
+from hetero.llama.context import Context, ContextConfig
+from hetero.llama.model import Model
+
+_PROMPT, _SCRATCH = 0, 1
+
+
+class LlamaEngine:
+    """One context, one prompt at a time."""
+
+    name = "llama"
+    attention = "llama"
+
+    def __init__(
+        self,
+        path: Path,
+        layout: KVLayout,
+        *,
+        context_tokens: int,
+        num_threads: int,
+        chunk_tokens: int = 512,
+        frame_bytes: int = 2 * 2**20,
+        gpu_layers: int = 0,
+    ) -> None:
+        self.layout = layout
+        self.chunk_tokens = chunk_tokens
+        self.frame_bytes = frame_bytes
+        self._model = Model(path, gpu_layers=gpu_layers)
+        self.context = Context(
+            self._model,
+            ContextConfig(
+                num_sequences=2,
+                # Both sequences share one pool: half of it each makes one prompt's worth.
+                tokens_per_sequence=-(-context_tokens // 2),
+                unified=True,
+                k_ggml_type=kv_type(layout.k_type).ggml_id,
+                v_ggml_type=kv_type(layout.v_type).ggml_id,
+                num_threads=num_threads,
+                batch_tokens=chunk_tokens,
+            ),
+        )
+        self.max_prompt_tokens = context_tokens
+        self.batch = Batch(chunk_tokens)
+        probe_state_format(self._model, self.context, layout)
+
+    def close(self) -> None:
+        self.context.close()
+        self._model.close()
+
+    def start(self, tokens: Sequence[int], *, want_rows: bool = True) -> "LlamaRun":
+        if not tokens:
+            raise ConfigError("prompt: need at least one token, have none")
+        if len(tokens) > self.max_prompt_tokens:
+            raise PlanError(
+                f"prompt: need room for {len(tokens)} tokens, have a context of "
+                f"{self.max_prompt_tokens}"
+            )
+        num_known = self._model.vocab.num_tokens
+        if max(tokens) >= num_known or min(tokens) < 0:
+            raise ConfigError(f"prompt: need token ids below {num_known}, have {max(tokens)}")
+        return LlamaRun(self, tokens, want_rows)
+
+
+class LlamaRun:
+    """A prompt being read by llama.cpp; see `PrefillRun`."""
+
+    def __init__(self, engine: LlamaEngine, tokens: Sequence[int], want_rows: bool) -> None:
+        self.pack_s = 0.0  # llama.cpp packs as it computes; here only the export is counted
+        self._engine = engine
+        self._tokens = tokens
+        self._want_rows = want_rows
+        self._logits: npt.NDArray[np.float32] | None = None
+
+    @property
+    def logits(self) -> npt.NDArray[np.float32]:
+        if self._logits is None:
+            raise EngineError("prefill: need the run read to its end before its logits")
+        return self._logits
+
+    def __iter__(self) -> Iterator[RowFrame]:
+        context, batch = self._engine.context, self._engine.batch
+        context.remove_sequence(_PROMPT)
+        try:
+            for first in range(0, len(self._tokens), self._engine.chunk_tokens):
+                chunk = self._tokens[first : first + self._engine.chunk_tokens]
+                end = first + len(chunk)
+                batch.set_prompt(chunk, first, _PROMPT, want_last=end == len(self._tokens))
+                context.decode(batch)
+                if self._want_rows:
+                    yield from self._export(first, end)
+            self._logits = context.logits(1)[0].copy()
+        finally:
+            context.remove_sequence(_PROMPT)
+
+    def _export(self, first: int, end: int) -> Iterator[RowFrame]:
+        """The chunk's rows, as frames of as many layers as `frame_bytes` holds."""
+        started = time.perf_counter()
+        context, layout = self._engine.context, self._engine.layout
+        context.copy_sequence(_PROMPT, _SCRATCH, first, end)
+        blob = context.export_sequence(_SCRATCH)
+        context.remove_sequence(_SCRATCH)
+        state = read_state(blob, layout, range(first, end))
+        self.pack_s += time.perf_counter() - started
+
+        kinds: tuple[Kind, Kind] = ("k", "v")
+        layer_bytes = (end - first) * max(layout.k_row_bytes, layout.v_row_bytes)
+        group = max(1, self._engine.frame_bytes // layer_bytes)
+        for first_layer in range(0, layout.num_layers, group):
+            end_layer = min(first_layer + group, layout.num_layers)
+            for kind in kinds:
+                layers = range(first_layer, end_layer)
+                yield RowFrame(
+                    kind=kind,
+                    first_layer=first_layer,
+                    end_layer=end_layer,
+                    first_token=first,
+                    end_token=end,
+                    rows=np.stack([state.rows(blob, kind, layer) for layer in layers]),
+                )

@@ -1,0 +1,98 @@
+"""Rotary position embedding, with the angles that llama.cpp's CPU kernels compute.
+
+Axes: T tokens, H heads, D head_dim, R rotated pairs (rope.dim / 2).
+
+The decode node rotates its queries in llama.cpp, so keys must have turned by the same angles. ggml
+multiplies float32 angles up from pair to pair; at position 100,000 that is 0.01 radians away from
+the exact angle, which is why the tables repeat it instead of doing better.
+Source: ggml_rope_cache_init and rope_yarn in ggml-cpu/ops.cpp, llama-context.cpp for the factors.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hetero.model.spec import RopeSpec
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeTable:
+    """Cosines and sines for consecutive positions, and which dims of a head make a pair."""
+
+    cos_T1R: torch.Tensor
+    sin_T1R: torch.Tensor
+    first: slice
+    second: slice
+
+
+def rope_table(
+    rope: RopeSpec,
+    factors_R: Floats | None,
+    first_position: int,
+    num_positions: int,
+    device: torch.device,
+) -> RopeTable:
+    """`factors_R` divide the frequencies: the llama3 scaling that files carry as a tensor."""
+    angles_TR = rope_angles(rope, factors_R, first_position, num_positions)
+    magnitude = np.float32(rope.magnitude)
+    # "norm" pairs neighbours, "neox" the two halves. Dims after rope.dim belong to no pair.
+    pairs = rope.dim // 2
+    adjacent = rope.kind == "norm"
+    return RopeTable(
+        cos_T1R=torch.from_numpy(np.cos(angles_TR) * magnitude)[:, None].to(device),
+        sin_T1R=torch.from_numpy(np.sin(angles_TR) * magnitude)[:, None].to(device),
+        first=slice(0, rope.dim, 2) if adjacent else slice(0, pairs),
+        second=slice(1, rope.dim, 2) if adjacent else slice(pairs, rope.dim),
+    )
+
+
+def apply_rope(x_THD: torch.Tensor, table: RopeTable) -> None:
+    """Rotate each head in place, computing in float32 whatever its type."""
+    a_THR, b_THR = x_THD[..., table.first], x_THD[..., table.second]
+    rotated_a_THR = a_THR * table.cos_T1R - b_THR * table.sin_T1R
+    b_THR.copy_(a_THR * table.sin_T1R + b_THR * table.cos_T1R)
+    a_THR.copy_(rotated_a_THR)
+
+
+def rope_angles(
+    rope: RopeSpec, factors_R: Floats | None, first_position: int, num_positions: int
+) -> Floats:
+    """(positions, pairs) float32, rounded as ggml rounds."""
+    steps_TR = np.full(
+        (num_positions, rope.dim // 2),
+        np.power(np.float32(rope.base), np.float32(-2.0 / rope.dim)),
+        np.float32,
+    )
+    steps_TR[:, 0] = np.arange(first_position, first_position + num_positions)
+    extrapolated_TR = np.multiply.accumulate(steps_TR, axis=1)
+    if factors_R is not None:
+        extrapolated_TR /= factors_R
+    if rope.scaling == "none":
+        return extrapolated_TR
+    interpolated_TR = np.float32(1.0 / rope.factor) * extrapolated_TR
+    if rope.ext_factor == 0.0:
+        return interpolated_TR
+    mix_R = _yarn_ramp(rope) * np.float32(rope.ext_factor)
+    mixed: Floats = interpolated_TR * (1 - mix_R) + extrapolated_TR * mix_R
+    return mixed
+
+
+def _yarn_ramp(rope: RopeSpec) -> Floats:
+    """(pairs,) 1 where a pair turns fast enough to keep its frequency, 0 where it is stretched."""
+
+    def pair_turning(turns: float) -> np.float32:
+        """The pair that turns this many times over the original context."""
+        turns_f32 = np.float32(turns) * np.float32(2) * np.float32(math.pi)
+        log = np.log(np.float32(rope.original_context) / turns_f32)
+        return np.float32(rope.dim) * log / (np.float32(2) * np.log(np.float32(rope.base)))
+
+    low = max(np.float32(0), np.floor(pair_turning(rope.beta_fast)))
+    high = min(np.float32(rope.dim - 1), np.ceil(pair_turning(rope.beta_slow)))
+    pairs_R = np.arange(rope.dim // 2, dtype=np.float32)
+    ramp: Floats = 1 - np.clip((pairs_R - low) / max(np.float32(0.001), high - low), 0, 1)
+    return ramp

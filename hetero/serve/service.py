@@ -1,0 +1,89 @@
+"""What the HTTP front asks of the router behind it, in tokens; text stays in front.
+
+`generate` yields tokens in order per choice as they are drawn, one `Finished` per choice, and one
+`Summary` at the end. Closing the generator early cancels the request everywhere.
+"""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from hetero.llama.model import Vocab
+from hetero.messages import Finished, Sampling, Token
+
+RouteWish = Literal["auto", "local", "split"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    request_id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    num_choices: int
+    sampling: Sampling
+    route: RouteWish = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """Where a request went, and why."""
+
+    kind: Literal["local", "split"]
+    decode_node: str | None  # None: the request ended at its first token
+    prefill_node: str | None  # None: the decode node read the prompt itself
+    reason: str
+
+
+@dataclass(kw_only=True)
+class Timings:
+    """Seconds by stage; a stage that did not happen stays 0. The contract's `timings` object."""
+
+    tokenize_s: float = 0.0
+    prefill_s: float = 0.0
+    pack_s: float = 0.0
+    wire_s: float = 0.0
+    restore_s: float = 0.0
+    exposed_s: float = 0.0  # first token drawn -> sequence in the decode batch
+    ttft_s: float = 0.0  # request in -> first token out
+    tpot_s: float = 0.0
+    last_group_s: float = 0.0  # last layer group handed to the wire -> acknowledged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    route: Route
+    timings: Timings
+    kv_bytes: int = 0
+    num_chunks: int = 0
+    prefill_engine: str | None = None
+    attention: str | None = None
+    kv_k: str | None = None
+    kv_v: str | None = None
+
+
+Update = Token | Finished | Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What the front must know of the model to turn text into tokens and back."""
+
+    name: str
+    vocab: Vocab
+    chat_template: str | None
+    context_tokens: int  # of the largest decode node; 0 while none is ready
+    created: int = field(default=0)  # unix seconds
+
+
+class Service(Protocol):
+    @property
+    def model(self) -> ServedModel: ...
+
+    def generate(self, request: Request) -> AsyncGenerator[Update, None]:
+        """Raises: PlanError (does not fit; no node), PeerError/EngineError (a node failed)."""
+
+    def status(self) -> dict[str, Any]:
+        """The contract's `status --json` object."""
+
+    def metrics(self) -> str:
+        """Prometheus text."""

@@ -1,0 +1,104 @@
+"""Teach the network: longer and longer lists, then noise on K and V as a quantized cache makes it."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from demo_model.network import DemoNetwork, Shape
+from demo_model.tasks import training_batch
+from demo_model.vocabulary import FIRST_CITY
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Steps over lists of one length. It ends early once `until` of the targets are right."""
+
+    num_pairs: int
+    batch_size: int
+    max_steps: int
+    until: float | None
+    learning_rate: tuple[float, float]  # at the first and the last step
+    kv_noise: float
+    spread: bool = True
+
+    @property
+    def num_tokens(self) -> int:
+        # Short lists get as many question tokens as list tokens; long ones fewer, for they cost
+        # more, and stay a little above 2,048 tokens.
+        return self.num_pairs * 8 if self.num_pairs <= 128 else self.num_pairs * 4 + 512
+
+
+# Matching one key among few is learned first; what is left for the long lists is to sharpen it.
+CURRICULUM = [
+    Stage(num_pairs=16, batch_size=32, max_steps=800, until=0.9, learning_rate=(3e-3, 3e-3), kv_noise=0.0),
+    Stage(num_pairs=48, batch_size=12, max_steps=400, until=0.97, learning_rate=(3e-3, 3e-3), kv_noise=0.05),
+    Stage(num_pairs=128, batch_size=4, max_steps=300, until=0.98, learning_rate=(2e-3, 2e-3), kv_noise=0.05),
+    Stage(num_pairs=256, batch_size=3, max_steps=200, until=0.99, learning_rate=(2e-3, 2e-3), kv_noise=0.1),
+    Stage(num_pairs=544, batch_size=2, max_steps=200, until=None, learning_rate=(2e-3, 1e-4), kv_noise=0.12),
+]
+
+WARM_UP_STEPS = 50
+# A stage is over when the mean over this many steps is good: one lucky batch is not enough.
+STEPS_AVERAGED = 10
+
+
+def train(seed: int, shape: Shape, curriculum: list[Stage]) -> DemoNetwork:
+    """The trained network; the same seed, thread count and torch build give the same weights."""
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True)
+    draw = np.random.default_rng(seed)
+    network = DemoNetwork(shape)
+    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    num_steps, begin_s = 0, time.monotonic()
+    for stage in curriculum:
+        accuracies: list[float] = []
+        for step in range(stage.max_steps):
+            first, last = stage.learning_rate
+            rate = first + (last - first) * step / stage.max_steps
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1.0, (num_steps + 1) / WARM_UP_STEPS)
+            loss, accuracy = train_step(network, optimizer, draw, stage)
+            accuracies.append(accuracy)
+            num_steps += 1
+            if step % 20 == 0:
+                logger.info(
+                    "%5.0f s  %3d pairs, step %4d: loss %.4f, right %.3f",
+                    time.monotonic() - begin_s, stage.num_pairs, step, loss, accuracy,
+                )  # fmt: skip
+            recent = accuracies[-STEPS_AVERAGED:]
+            if stage.until and len(recent) == STEPS_AVERAGED and np.mean(recent) > stage.until:
+                break
+    logger.info("%.0f s  trained in %d steps", time.monotonic() - begin_s, num_steps)
+    return network
+
+
+def train_step(
+    network: DemoNetwork, optimizer: torch.optim.Optimizer, draw: np.random.Generator, stage: Stage
+) -> tuple[float, float]:
+    """One step; the mean loss, and the share of values recalled."""
+    batch = training_batch(
+        draw,
+        batch_size=stage.batch_size,
+        num_pairs=stage.num_pairs,
+        num_tokens=stage.num_tokens,
+        spread=stage.spread,
+    )
+    tokens_BT = torch.from_numpy(batch.tokens_BT)
+    is_target_BT = torch.from_numpy(batch.is_target_BT)
+    wanted_BT = is_target_BT.roll(-1, 1)
+    wanted_BT[:, -1] = False
+    expected = tokens_BT[:, 1:][is_target_BT[:, 1:]]
+    logits = network(tokens_BT, torch.from_numpy(batch.positions_BT), wanted_BT, stage.kv_noise)
+    loss = F.cross_entropy(logits, expected)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    is_city = expected >= FIRST_CITY
+    right = logits.argmax(-1)[is_city] == expected[is_city]
+    return loss.item(), right.float().mean().item()
