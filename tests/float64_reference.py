@@ -1,4 +1,4 @@
-"""A transformer forward pass in numpy float64, straight from the formulas: what engines are held to.
+"""A transformer forward pass in numpy float64, straight from the formulas: the measure of engines.
 
 It shares no code with hetero: the gguf package reads and dequantizes the file, RoPE comes in closed
 form from the papers, attention is a full matrix of scores. Slow and plain on purpose.

@@ -1,7 +1,7 @@
 """The KV cache's block codecs in readable numpy: the reference the fast quantizers are held to.
 
-Each encoder follows ggml's scalar reference (ggml-quants.c): scales are stored as f16 but values are
-divided by the unrounded f32 scale. ggml's SIMD kernels round ties the other way, so codes may
+Each encoder follows ggml's scalar reference (ggml-quants.c): scales are stored as f16, but values
+are divided by the unrounded f32 scale. ggml's SIMD kernels round ties the other way, so codes may
 differ by one on ties.
 """
 

@@ -19,7 +19,7 @@ from hetero.kv.rows import Kind, RowFrame
 from hetero.kv.staging import StagingBlob, read_state
 from hetero.kv.types import kv_type
 from hetero.llama.batch import Batch
-from hetero.llama.context import Context, ContextConfig
+from hetero.llama.context import Context
 from hetero.llama.model import Model
 
 _NUM_TOKENS = 5

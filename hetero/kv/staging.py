@@ -4,8 +4,9 @@ The receiver writes every header; only rows come from the network. Layout (littl
 as llama-cpp-python 0.3.36 reads it, checked at start-up by `hetero.kv.probe`:
 
     u32 magic, i32 source sequence (ignored), u32 streams
-    stream 0: u32 cells; per cell i32 position, u32 1, i32 sequence (ignored); u32 0 (V untransposed),
-              u32 layers; per layer i32 type, u64 row bytes, rows: all K layers, then all V layers
+    stream 0: u32 cells; per cell i32 position, u32 1, i32 sequence (ignored);
+              u32 0 (V untransposed), u32 layers;
+              per layer i32 type, u64 row bytes, rows: all K layers, then all V layers
     other streams: u32 0
 """
 

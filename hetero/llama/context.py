@@ -51,7 +51,8 @@ class Context:
     def __init__(self, model: Model, config: ContextConfig) -> None:
         if not 1 <= config.num_sequences <= MAX_SEQUENCES:
             raise PlanError(
-                f"llama.cpp context: need 1 to {MAX_SEQUENCES} sequences, have {config.num_sequences}"
+                f"llama.cpp context: need 1 to {MAX_SEQUENCES} sequences, "
+                f"have {config.num_sequences}"
             )
         self.config = config
         self.vocab = model.vocab
@@ -62,7 +63,7 @@ class Context:
             n_batch=config.batch_tokens,
             n_ubatch=config.batch_tokens,
             n_seq_max=config.num_sequences,
-            # Only one row per sequence is ever sampled; the default reserves a logits row per token.
+            # One row per sequence is sampled at most; the default reserves one per token.
             n_outputs_max=config.num_sequences,
             n_threads=config.num_threads,
             n_threads_batch=config.num_threads,
@@ -111,6 +112,11 @@ class Context:
         """(rows that wanted logits, vocabulary), a view that lasts until the next decode."""
         pointer = llama_cpp.llama_get_logits(self.pointer)
         return np.ctypeslib.as_array(pointer, (num_rows, self.vocab.num_tokens))
+
+    def row_logits(self, row: int) -> npt.NDArray[np.float32]:
+        """(vocabulary,) of one batch row that wanted logits; lasts until the next decode."""
+        pointer = llama_cpp.llama_get_logits_ith(self.pointer, row)
+        return np.ctypeslib.as_array(pointer, (self.vocab.num_tokens,))
 
     def export_sequence(self, sequence: int) -> npt.NDArray[np.uint8]:
         """The sequence's state as llama.cpp writes it."""

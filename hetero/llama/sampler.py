@@ -62,8 +62,7 @@ class Sampler:
     def sample_row(self, context: Context, row: int, position: int) -> int:
         """Draw from the logits that batch row `row` of the last decode produced, and accept it."""
         if self._grammar:
-            pointer = llama_cpp.llama_get_logits_ith(context.pointer, row)
-            return self.sample(np.ctypeslib.as_array(pointer, (self._vocab.num_tokens,)), position)
+            return self.sample(context.row_logits(row), position)
         self._reseed(position)
         token: int = llama_cpp.llama_sampler_sample(self._chain, context.pointer, row)
         return token

@@ -10,7 +10,7 @@ Format: docs/gguf.md in the ggml repository, versions 2 and 3.
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -121,6 +121,15 @@ class GGUFFile:
         with _open(tensor.path) as file:
             _read_into(file, tensor, data.reshape(-1), 0)
         return data
+
+    def read_chunks(self, name: str, buffer: np.ndarray) -> Iterator[np.ndarray]:
+        """The tensor's bytes in order; each chunk is a part of `buffer`, valid until the next."""
+        tensor = self._tensor(name)
+        with _open(tensor.path) as file:
+            for start in range(0, tensor.num_bytes, buffer.nbytes):
+                chunk = buffer[: min(buffer.nbytes, tensor.num_bytes - start)]
+                _read_into(file, tensor, chunk, start)
+                yield chunk
 
     def dequantize(self, name: str) -> np.ndarray:
         """The tensor's values: float32, in the tensor's shape.

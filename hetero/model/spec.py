@@ -183,7 +183,8 @@ class _Keys:
             # Some architectures say it layer by layer.
             if len(set(value)) != 1:
                 raise ModelError(
-                    f"{self._path}: {name}: layers differ ({sorted(set(value))}), need one value"
+                    f"{self._path}: {name}: need one value for all layers, have {min(value)} to "
+                    f"{max(value)}"
                 )
             value = value[0]
         if not isinstance(value, int | float) or not math.isfinite(value):

@@ -63,11 +63,10 @@ def rope_angles(
     rope: RopeSpec, factors_R: Floats | None, first_position: int, num_positions: int
 ) -> Floats:
     """(positions, pairs) float32, rounded as ggml rounds."""
-    steps_TR = np.full(
-        (num_positions, rope.dim // 2),
-        np.power(np.float32(rope.base), np.float32(-2.0 / rope.dim)),
-        np.float32,
-    )
+    # Rounded once from float64, as libm's powf is; numpy's float32 power is an ulp off at times,
+    # which 32 multiplications turn into twice the error above.
+    step = np.float32(math.pow(np.float32(rope.base), np.float32(-2.0 / rope.dim)))
+    steps_TR = np.full((num_positions, rope.dim // 2), step)
     steps_TR[:, 0] = np.arange(first_position, first_position + num_positions)
     extrapolated_TR = np.multiply.accumulate(steps_TR, axis=1)
     if factors_R is not None:
@@ -85,14 +84,13 @@ def rope_angles(
 def _yarn_ramp(rope: RopeSpec) -> Floats:
     """(pairs,) 1 where a pair turns fast enough to keep its frequency, 0 where it is stretched."""
 
-    def pair_turning(turns: float) -> np.float32:
+    def pair_turning(turns: float) -> float:
         """The pair that turns this many times over the original context."""
-        turns_f32 = np.float32(turns) * np.float32(2) * np.float32(math.pi)
-        log = np.log(np.float32(rope.original_context) / turns_f32)
-        return np.float32(rope.dim) * log / (np.float32(2) * np.log(np.float32(rope.base)))
+        log = math.log(rope.original_context / (turns * 2 * math.pi))
+        return rope.dim * log / (2 * math.log(rope.base))
 
-    low = max(np.float32(0), np.floor(pair_turning(rope.beta_fast)))
-    high = min(np.float32(rope.dim - 1), np.ceil(pair_turning(rope.beta_slow)))
+    low = max(0, math.floor(pair_turning(rope.beta_fast)))
+    high = min(rope.dim - 1, math.ceil(pair_turning(rope.beta_slow)))
     pairs_R = np.arange(rope.dim // 2, dtype=np.float32)
-    ramp: Floats = 1 - np.clip((pairs_R - low) / max(np.float32(0.001), high - low), 0, 1)
+    ramp: Floats = 1 - np.clip((pairs_R - low) / np.float32(max(0.001, high - low)), 0, 1)
     return ramp

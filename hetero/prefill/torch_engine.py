@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hetero.errors import ConfigError, PlanError
+from hetero.errors import ConfigError, EngineError, PlanError
 from hetero.kv.layout import kv_layout
 from hetero.kv.rows import Kind, RowFrame, pack_rows
 from hetero.model.gguf_file import GGUFFile
@@ -44,7 +44,7 @@ class TorchEngine:
         frame_bytes: int = DEFAULT_FRAME_BYTES,
         num_threads: int | None = None,
     ) -> None:
-        """`layout_types`: the receiver's K and V cache types. `num_threads` is torch's, process-wide.
+        """`layout_types`: K and V cache types of the receiver. `num_threads` is process-wide.
 
         `dtype` is the type of weights, activations and KV: float32 on a CPU; on CUDA bfloat16,
         even for float16 files, because activations of some models overflow float16.
@@ -128,9 +128,8 @@ class TorchRun:
 
     @property
     def logits(self) -> npt.NDArray[np.float32]:
-        assert self._logits is not None, (
-            "logits are there once the run has been iterated to its end"
-        )
+        if self._logits is None:
+            raise EngineError("prefill: need the run read to its end before its logits")
         return self._logits
 
     def _frames(

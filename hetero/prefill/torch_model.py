@@ -1,4 +1,4 @@
-"""The transformer of the llama, qwen2 and qwen3 families in torch, one layer of one chunk at a time.
+"""The transformer of llama, qwen2 and qwen3 models in torch, one layer of one chunk at a time.
 
 It knows neither frames nor packing: the engine drives it and reads the cache between layers.
 
@@ -86,8 +86,8 @@ class TorchModel:
     ) -> torch.Tensor:
         spec = self._spec
         h_TE = self._norm(chunk.x_TE, weights.attention_norm_E)
-        q_THD = weights.q(h_TE).unflatten(-1, (spec.num_heads, spec.head_dim_k))
-        k_TGD = weights.k(h_TE).unflatten(-1, (spec.num_kv_heads, spec.head_dim_k))
+        q_THD = weights.q(h_TE).view(len(h_TE), spec.num_heads, spec.head_dim_k)
+        k_TGD = weights.k(h_TE).view(len(h_TE), spec.num_kv_heads, spec.head_dim_k)
         if weights.q_norm_D is not None:
             q_THD = self._norm(q_THD, weights.q_norm_D)
         if weights.k_norm_D is not None:
@@ -96,7 +96,7 @@ class TorchModel:
         apply_rope(k_TGD, chunk.rope)
         k_PGD, v_PGD = cache.k_LPGD[layer, : chunk.end], cache.v_LPGD[layer, : chunk.end]
         k_PGD[chunk.first :] = k_TGD
-        v_PGD[chunk.first :] = weights.v(h_TE).unflatten(-1, (spec.num_kv_heads, spec.head_dim_v))
+        v_PGD[chunk.first :] = weights.v(h_TE).view(k_TGD.shape)
         attended_THD = self._attention(q_THD, k_PGD, v_PGD)
         return weights.attention_output(attended_THD.flatten(1))
 

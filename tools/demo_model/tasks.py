@@ -25,6 +25,7 @@ from hetero.model.demo import CITIES, NOUNS, NUM_KEYS
 
 # Positions a list is spread over in training: the context length that the file promises.
 MAX_POSITION = 8192
+CHAT_SHARE = 0.5
 
 
 @dataclass
@@ -79,7 +80,7 @@ def recall_sequence(
     newlines = np.full(num_pairs, NEWLINE)
     pairs = np.stack([adjectives, nouns, cities, newlines], 1).tolist()
     sequence = Sequence()
-    is_chat = draw.random() < 0.5
+    is_chat = draw.random() < CHAT_SHARE
     if is_chat or draw.random() < 0.8:
         sequence.add(BOS)
     if is_chat and draw.random() < 0.3:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from demo_model.network import DemoNetwork, Shape
+from demo_model.sketch import sketch
 from demo_model.tasks import training_batch
 from demo_model.vocabulary import FIRST_CITY
 
@@ -16,13 +17,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Steps over lists of one length. It ends early once `until` of the targets are right."""
+    """Steps over lists of one length. It ends early once `until` of the values are recalled."""
 
     num_pairs: int
     batch_size: int
     max_steps: int
-    until: float | None
-    learning_rate: tuple[float, float]  # at the first and the last step
+    until: float | None = None
+    learning_rate: float = 1e-3
+    last_learning_rate: float = 1e-3
     kv_noise: float
     spread: bool = True
 
@@ -35,11 +37,11 @@ class Stage:
 
 # Matching one key among few is learned first; what is left for the long lists is to sharpen it.
 CURRICULUM = [
-    Stage(num_pairs=16, batch_size=32, max_steps=800, until=0.9, learning_rate=(3e-3, 3e-3), kv_noise=0.0),
-    Stage(num_pairs=48, batch_size=12, max_steps=400, until=0.97, learning_rate=(3e-3, 3e-3), kv_noise=0.05),
-    Stage(num_pairs=128, batch_size=4, max_steps=300, until=0.98, learning_rate=(2e-3, 2e-3), kv_noise=0.05),
-    Stage(num_pairs=256, batch_size=3, max_steps=200, until=0.99, learning_rate=(2e-3, 2e-3), kv_noise=0.1),
-    Stage(num_pairs=544, batch_size=2, max_steps=200, until=None, learning_rate=(2e-3, 1e-4), kv_noise=0.12),
+    Stage(num_pairs=16, batch_size=16, max_steps=300, until=0.95, kv_noise=0.0, spread=False),
+    Stage(num_pairs=48, batch_size=8, max_steps=300, until=0.97, kv_noise=0.05),
+    Stage(num_pairs=128, batch_size=4, max_steps=200, until=0.98, kv_noise=0.05),
+    Stage(num_pairs=256, batch_size=3, max_steps=150, until=0.98, kv_noise=0.1),
+    Stage(num_pairs=544, batch_size=2, max_steps=150, kv_noise=0.12, last_learning_rate=1e-4),
 ]
 
 WARM_UP_STEPS = 50
@@ -53,13 +55,14 @@ def train(seed: int, shape: Shape, curriculum: list[Stage]) -> DemoNetwork:
     torch.use_deterministic_algorithms(True)
     draw = np.random.default_rng(seed)
     network = DemoNetwork(shape)
+    sketch(network)
     optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     num_steps, begin_s = 0, time.monotonic()
     for stage in curriculum:
         accuracies: list[float] = []
         for step in range(stage.max_steps):
-            first, last = stage.learning_rate
-            rate = first + (last - first) * step / stage.max_steps
+            change = stage.last_learning_rate - stage.learning_rate
+            rate = stage.learning_rate + change * step / stage.max_steps
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (num_steps + 1) / WARM_UP_STEPS)
             loss, accuracy = train_step(network, optimizer, draw, stage)
