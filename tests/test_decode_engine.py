@@ -142,10 +142,10 @@ def test_sequences_that_come_and_go_do_not_disturb_each_other(engine, model_path
 def test_a_gap_left_by_a_sequence_changes_nothing_for_the_others(engine, model_path, leaving):
     prompts = {f"r{i}": random_prompt(60, seed=i) for i in range(4)}
     for i, (name, prompt) in enumerate(prompts.items()):
-        engine.submit(local_job(name, prompt, 4 if i == leaving else 30))
+        engine.submit(local_job(name, prompt, 12 if i == leaving else 30))
     events = run(engine)
     for i, (name, prompt) in enumerate(prompts.items()):
-        _, expected = read_elsewhere(model_path, prompt, streams(engine), 4 if i == leaving else 30)
+        _, expected = read_elsewhere(model_path, prompt, streams(engine), 12 if i == leaving else 30)
         assert texts(events)[name, 0] == expected, name
 
 
@@ -153,7 +153,7 @@ def test_a_costly_gap_is_closed_by_moving_the_highest_sequence(model_path):
     engine = new_engine(model_path)
     prompts = [random_prompt(60, seed=i) for i in range(4)]
     for i, prompt in enumerate(prompts):
-        engine.submit(local_job(f"r{i}", prompt, 4 if i == 1 else 200))
+        engine.submit(local_job(f"r{i}", prompt, 12 if i == 1 else 200))
     events = []
     while not engine._running.num_moves:
         assert engine.has_work
