@@ -6,6 +6,7 @@ every running sequence. What happened comes back as messages for the router.
 """
 
 import logging
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ class DecodeEngine:
         self._slots = Slots(config.num_slots)
         self._running = RunningBatch(self.context, self._slots, layout.token_bytes)
         self._chunk = Batch(config.chunk_tokens)
-        self._chunk_token_s = 0.0  # seconds per token of the last chunk
+        self._chunk_token_s = math.inf  # the best seconds per token of late
         self._waiting: deque[tuple[Job, list[Sequence]]] = deque()
         self._expected: dict[str, list[Sequence]] = {}
         self._prompts: deque[_Prompt] = deque()
@@ -242,7 +243,9 @@ class DecodeEngine:
         started = time.perf_counter()
         self.context.decode(self._chunk)
         seconds = time.perf_counter() - started
-        self._chunk_token_s = seconds / len(chunk)
+        # The best, not the mean: a short chunk reads all weights for few tokens, and sizing the
+        # next one by its rate would shorten it again and again. It fades, for machines slow down.
+        self._chunk_token_s = min(seconds / len(chunk), 1.05 * self._chunk_token_s)
         prompt.seconds += seconds
         prompt.num_read += len(chunk)
         if not is_last:
@@ -252,7 +255,7 @@ class DecodeEngine:
 
     def _next_chunk_tokens(self) -> int:
         """As many as take their share of the time, or a whole batch if nobody waits."""
-        if not self._running or not (self._chunk_token_s and self._running.step_s):
+        if not self._running or not self._running.step_s or math.isinf(self._chunk_token_s):
             return self.config.chunk_tokens
         share = self.config.prefill_share / (1 - self.config.prefill_share)
         affordable = int(share * self._running.step_s / self._chunk_token_s)

@@ -36,6 +36,7 @@ CHAT_TEMPLATE = (
 
 # What is generated and written at a time: small beside a model, large beside a system call.
 CHUNK_BYTES = 16 * 2**20
+_ALIGNMENT: int = gguf.GGUF_DEFAULT_ALIGNMENT
 
 _Type = gguf.GGMLQuantizationType
 _File = gguf.LlamaFileType
@@ -102,7 +103,7 @@ def write_synthetic(
         _write_header(unfinished, shape, quant, plan)
         written = 0
         with open(unfinished, "ab") as file:
-            file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
+            file.write(bytes(-file.tell() % _ALIGNMENT))
             for index, tensor in enumerate(plan):
                 # A stream per tensor: the values of one don't depend on the sizes of others.
                 rng = np.random.Generator(np.random.SFC64([seed, index]))
@@ -135,7 +136,7 @@ class _TensorPlan:
 
     @property
     def padded_bytes(self) -> int:
-        return -(-self.num_bytes // gguf.GGUF_DEFAULT_ALIGNMENT) * gguf.GGUF_DEFAULT_ALIGNMENT
+        return -(-self.num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _plan_tensors(shape: Shape, quant: str) -> list[_TensorPlan]:

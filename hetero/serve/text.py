@@ -42,7 +42,7 @@ class TextStream:
         return rest
 
     def _release(self, text: str) -> str:
-        if not self._matchers:
+        if not text or not self._matchers:
             return text
         start = len(self._held)
         self._held += text
@@ -53,8 +53,6 @@ class TextStream:
                 # The first string to be complete counts, the longest if there are several: a
                 # choice by where strings begin would depend on how the text arrived.
                 return self._cut(end - max(m.num_matched for m in self._matchers if m.complete))
-        if not text:
-            return ""
         released = self._held[: len(self._held) - num_matching]
         self._held = self._held[len(released) :]
         return released
