@@ -150,7 +150,7 @@ def test_a_gap_left_by_a_sequence_changes_nothing_for_the_others(engine, model_p
 
 
 def test_a_costly_gap_is_closed_by_moving_the_highest_sequence(model_path):
-    engine = new_engine(model_path)
+    engine = new_engine(model_path, prefill_share=0.999)
     prompts = [random_prompt(60, seed=i) for i in range(4)]
     for i, prompt in enumerate(prompts):
         engine.submit(local_job(f"r{i}", prompt, 12 if i == 1 else 200))

@@ -1,4 +1,4 @@
-"""The torch engine against a float64 forward pass and against llama.cpp, over the model families."""
+"""The torch engine against a float64 forward pass and against llama.cpp, family by family."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,14 +116,13 @@ def test_rows_are_the_exact_values_rounded_to_f16(case):
 
 
 def test_rows_are_those_of_llama_cpp_up_to_its_own_error(case):
+    """Which is 0.03% to 0.2% with f16 weights, and up to 7% where it quantizes activations too."""
     engine, _, frames = prefill(case.path, chunk_tokens=128)
     of_llama = (("k", case.llama.k, case.exact.k), ("v", case.llama.v, case.exact.v))
     for kind, llama, exact in of_llama:
         for layer, have in enumerate(frame_values(engine, frames, kind)):
             own_error = relative_error(llama[layer], exact[layer])
-            assert relative_error(have, llama[layer]) < 1.1 * own_error + 3e-4
-            # f16 weights leave 0.1% by the third layer, quantized ones 3%: it rounds activations.
-            assert own_error < 0.05
+            assert relative_error(have, llama[layer]) < 1.01 * own_error + 1e-4
 
 
 @pytest.mark.parametrize("model", F16_MODELS, ids=lambda model: "-".join(map(str, model)))
@@ -144,19 +143,22 @@ def test_greedy_tokens_after_hand_over_are_those_of_llama_cpp(tmp_path, model):
 
 
 @pytest.mark.parametrize("types", [("q8_0", "q8_0"), ("q8_0", "q4_0"), ("f16", "q8_0")])
-@pytest.mark.parametrize("model", F16_MODELS[:2], ids=["head_dim-64", "head_dim-128"])
-def test_quantized_rows_continue_in_llama_cpp(tmp_path, model, types):
+@pytest.mark.parametrize("model", F16_MODELS, ids=lambda model: "-".join(map(str, model)))
+def test_quantized_rows_continue_better_than_llama_cpp_does(tmp_path, model, types):
+    """Judged against an f16 cache: llama.cpp's own prefill already attends over quantized rows."""
     path = write_model(tmp_path / "m.gguf", model)
     k_type, v_type = types
     engine, first_logits, frames = prefill(path, types, chunk_tokens=128)
     token = int(first_logits.argmax())
-    with Reference(path) as exact, Reference(path, k_type=k_type, v_type=v_type) as decode:
+    with Reference(path) as exact:
         exact.prefill(PROMPT)
         want = exact.step(token, len(PROMPT))
+    with Reference(path, k_type=k_type, v_type=v_type) as alone:
+        alone.prefill(PROMPT)
+        own_error = relative_error(alone.step(token, len(PROMPT)), want)
+    with Reference(path, k_type=k_type, v_type=v_type) as decode:
         decode.context.restore_sequence(0, staged(engine, frames))
-        have = decode.step(token, len(PROMPT))
-    # Against an f16 cache q8_0 costs 1% of these flat logits, q4_0 15%; a wrong rotation over 100%.
-    assert relative_error(have, want) < (0.03 if "q4_0" not in types else 0.3)
+        assert relative_error(decode.step(token, len(PROMPT)), want) < own_error
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.01), ("bfloat16", 0.08)])

@@ -50,12 +50,13 @@ class TorchEngine:
         even for float16 files, because activations of some models overflow float16.
         Raises: ConfigError for options, ModelError for the file.
         """
-        for option, value in (("chunk_tokens", chunk_tokens), ("frame_bytes", frame_bytes)):
-            if value < 1:
+        sizes = {"chunk_tokens": chunk_tokens, "frame_bytes": frame_bytes}
+        for option, value in (sizes | {"num_threads": num_threads}).items():
+            if value is not None and value < 1:
                 raise ConfigError(f"{option}: need 1 or more, have {value}")
         attend = attention_named(attention)
         torch_device = _device(device)
-        torch_dtype = _dtype(dtype or ("float32" if torch_device.type == "cpu" else "bfloat16"))
+        self.dtype = _dtype(dtype or ("float32" if torch_device.type == "cpu" else "bfloat16"))
         file = GGUFFile.open(path)
         spec = gguf_to_spec(file)
         check_supported(spec)
@@ -75,7 +76,7 @@ class TorchEngine:
         self._vocab_size = spec.vocab_size
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        weights = load_weights(file, spec, torch_dtype, torch_device)
+        weights = load_weights(file, spec, self.dtype, torch_device)
         self._model: TorchModel | None = TorchModel(spec, weights, attend)
 
     def start(self, tokens: Sequence[int], *, want_rows: bool = True) -> "TorchRun":

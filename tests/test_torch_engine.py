@@ -1,0 +1,228 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from llama_cache import row_values
+from llama_reference import random_prompt
+from tiny_models import write_tiny_model
+
+from hetero.errors import CodecError, ConfigError, EngineError, ModelError, PlanError
+from hetero.prefill import attention
+from hetero.prefill.torch_engine import TorchEngine
+
+PROMPT = random_prompt(48, vocab=300)
+NUM_LAYERS = 5
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_tiny_model(
+        tmp_path_factory.mktemp("torch") / "m.gguf",
+        num_layers=NUM_LAYERS,
+        hidden=64,
+        ffn=64,
+        vocab=300,
+        context_length=50,
+    )
+
+
+@pytest.fixture(scope="module")
+def f16_engine(path):
+    return TorchEngine(path, ("f16", "f16"), num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def mixed_engine(path):
+    return TorchEngine(path, ("q8_0", "q4_0"), num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def whole(f16_engine):
+    """K and V of PROMPT computed in one chunk: {kind: (layers, tokens, kv_heads, head_dim)}."""
+    frames = list(f16_engine.start(PROMPT))
+    assert [(f.kind, f.first_layer, f.end_layer) for f in frames] == [("k", 0, 5), ("v", 0, 5)]
+    return {f.kind: row_values(f.rows, f16_engine.layout) for f in frames}
+
+
+schedules = {
+    "num_tokens": st.integers(1, len(PROMPT)),
+    "chunk_tokens": st.integers(1, 60),
+    "frame_bytes": st.integers(1, 40_000),
+}
+
+
+@pytest.mark.parametrize("name", ["f16_engine", "mixed_engine"])
+@given(**schedules)
+def test_frames_come_in_order_and_cover_every_row_once(
+    request, path, name, num_tokens, chunk_tokens, frame_bytes
+):
+    engine = request.getfixturevalue(name)
+    engine.chunk_tokens, engine.frame_bytes = chunk_tokens, frame_bytes
+    layout, keys = engine.layout, []
+    times_seen = {kind: np.zeros((NUM_LAYERS, num_tokens), int) for kind in ("k", "v")}
+    for frame in engine.start(PROMPT[:num_tokens]):
+        layers, tokens = frame.end_layer - frame.first_layer, frame.end_token - frame.first_token
+        assert frame.rows.shape == (layers, tokens, layout.row_bytes(frame.kind))
+        assert frame.rows.nbytes <= frame_bytes or layers == tokens == 1
+        rows = slice(frame.first_token, frame.end_token)
+        times_seen[frame.kind][frame.first_layer : frame.end_layer, rows] += 1
+        chunk = frame.first_token // chunk_tokens
+        assert chunk == (frame.end_token - 1) // chunk_tokens
+        keys.append((chunk, frame.first_layer, frame.kind, frame.first_token))
+    assert keys == sorted(set(keys))
+    assert all(np.all(seen == 1) for seen in times_seen.values())
+
+
+@given(**schedules)
+def test_rows_do_not_depend_on_the_schedule(
+    f16_engine, whole, num_tokens, chunk_tokens, frame_bytes
+):
+    f16_engine.chunk_tokens, f16_engine.frame_bytes = chunk_tokens, frame_bytes
+    for frame in f16_engine.start(PROMPT[:num_tokens]):
+        have = row_values(frame.rows, f16_engine.layout)
+        tokens = slice(frame.first_token, frame.end_token)
+        want = whole[frame.kind][frame.first_layer : frame.end_layer, tokens]
+        # Sums in another order may round to the neighbouring f16; values reach 8.
+        np.testing.assert_allclose(have, want, rtol=2**-9, atol=1e-3)
+
+
+def test_frames_leave_before_later_layers_are_computed(path, monkeypatch):
+    calls = []
+
+    def counted(q, k, v):
+        calls.append(len(k))
+        return attention.sdpa(q, k, v)
+
+    monkeypatch.setattr(attention, "ATTENTIONS", {"counted": counted})
+    row_bytes = 2 * 64 * 2
+    engine = TorchEngine(
+        path, ("f16", "f16"), attention="counted", chunk_tokens=32, frame_bytes=2 * 32 * row_bytes
+    )
+    computed = [len(calls) for _ in engine.start(PROMPT)]
+    # Groups of two layers in the first chunk, of four in the second, shorter one; K, then V.
+    assert computed == [2, 2, 4, 4, 5, 5, 9, 9, 10, 10]
+    assert calls == [32] * 5 + [48] * 5
+
+
+def test_without_rows_the_logits_are_the_same_and_nothing_is_packed(f16_engine):
+    f16_engine.chunk_tokens = 20
+    with_rows, without = f16_engine.start(PROMPT), f16_engine.start(PROMPT, want_rows=False)
+    assert list(with_rows)
+    assert list(without) == []
+    assert np.array_equal(with_rows.logits, without.logits)
+    assert with_rows.logits.shape == (300,)
+    assert with_rows.logits.dtype == np.float32
+    assert with_rows.pack_s > 0 == without.pack_s
+
+
+def test_a_dropped_run_leaves_the_engine_ready(f16_engine):
+    f16_engine.chunk_tokens, f16_engine.frame_bytes = 10, 1000
+    first = f16_engine.start(PROMPT)
+    list(first)
+    dropped = f16_engine.start(PROMPT[::-1])
+    next(iter(dropped))
+    del dropped
+    again = f16_engine.start(PROMPT)
+    list(again)
+    assert np.array_equal(first.logits, again.logits)
+
+
+def test_logits_of_an_unfinished_run_are_refused(f16_engine):
+    run = f16_engine.start(PROMPT)
+    next(iter(run))
+    with pytest.raises(EngineError, match="need the run read to its end before its logits"):
+        _ = run.logits
+
+
+def test_split_files_are_read_whole(tmp_path, path, f16_engine):
+    options = {"num_layers": NUM_LAYERS, "hidden": 64, "ffn": 64, "vocab": 300}
+    parts = write_tiny_model(tmp_path / "m.gguf", **options, split_max_tensors=10)
+    f16_engine.chunk_tokens = 512
+    runs = [TorchEngine(parts, ("f16", "f16")).start(PROMPT), f16_engine.start(PROMPT)]
+    for run in runs:
+        list(run)
+    assert np.array_equal(runs[0].logits, runs[1].logits)
+
+
+def test_num_threads_is_torchs(path):
+    before = torch.get_num_threads()
+    try:
+        TorchEngine(path, ("f16", "f16"), num_threads=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_and_cache_are_of_the_chosen_type(path, dtype):
+    engine = TorchEngine(path, ("f16", "f16"), dtype=dtype)
+    assert engine.dtype == getattr(torch, dtype)
+
+
+def test_prompt_as_long_as_the_context_is_read(f16_engine):
+    prompt = random_prompt(50, vocab=300)
+    list(run := f16_engine.start(prompt))
+    assert np.isfinite(run.logits).all()
+    with pytest.raises(PlanError, match="need a context of 51 tokens, have 50"):
+        f16_engine.start([*prompt, 3])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([], "prompt: need at least 1 token, have none"),
+        ([5, 300, 6], "prompt: need token ids from 0 to 299, have 300"),
+        ([5, -1, 6], "prompt: need token ids from 0 to 299, have -1"),
+    ],
+)
+def test_bad_prompts_are_refused(f16_engine, tokens, message):
+    with pytest.raises(ConfigError, match=message):
+        f16_engine.start(tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chunk_tokens": 0}, "chunk_tokens: need 1 or more, have 0"),
+        ({"frame_bytes": -5}, "frame_bytes: need 1 or more, have -5"),
+        ({"num_threads": 0}, "num_threads: need 1 or more, have 0"),
+        ({"attention": "triton9"}, "attention 'triton9': need one of sdpa"),
+        ({"device": "tpu"}, "device 'tpu': need cpu or cuda"),
+        ({"device": "meta"}, "device 'meta': need cpu or cuda"),
+        ({"dtype": "int8"}, "dtype 'int8': need one of float32, bfloat16, float16"),
+    ],
+)
+def test_bad_options_are_refused(path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        TorchEngine(path, ("f16", "f16"), **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_missing_gpu_is_said(path):
+    with pytest.raises(ConfigError, match="device 'cuda': need a GPU and torch built for CUDA"):
+        TorchEngine(path, ("f16", "f16"), device="cuda")
+
+
+def test_unknown_cache_type_is_refused(path):
+    with pytest.raises(ConfigError, match="KV type 'q9_0': need one of f16"):
+        TorchEngine(path, ("f16", "q9_0"))
+
+
+def test_unsupported_architecture_points_to_llama(tmp_path):
+    path = write_tiny_model(tmp_path / "moe.gguf", architecture="qwen3moe")
+    with pytest.raises(ModelError, match=r"architecture 'qwen3moe'.*: use --prefill llama"):
+        TorchEngine(path, ("f16", "f16"))
+
+
+def test_overflow_is_an_error_not_a_poisoned_cache(tmp_path):
+    """float16 activations of some models exceed 65,504."""
+    import gguf
+
+    path = write_tiny_model(tmp_path / "m.gguf", num_layers=1)
+    reader = gguf.GGUFReader(path, "r+")
+    (norm,) = (t for t in reader.tensors if t.name == "blk.0.attn_norm.weight")
+    norm.data[:] = 1e5
+    reader.data.flush()
+    with pytest.raises(CodecError, match="k rows: need finite values"):
+        list(TorchEngine(path, ("f16", "f16"), dtype="float16").start(PROMPT))
