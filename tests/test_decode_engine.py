@@ -153,7 +153,7 @@ def test_a_costly_gap_is_closed_by_moving_the_highest_sequence(model_path):
     engine = new_engine(model_path, prefill_share=0.999)
     prompts = [random_prompt(60, seed=i) for i in range(4)]
     for i, prompt in enumerate(prompts):
-        engine.submit(local_job(f"r{i}", prompt, 12 if i == 1 else 200))
+        engine.submit(local_job(f"r{i}", prompt, 12 if i == 1 else 50))
     events = []
     while not engine._running.num_moves:
         assert engine.has_work
@@ -161,7 +161,7 @@ def test_a_costly_gap_is_closed_by_moving_the_highest_sequence(model_path):
     assert sorted(engine._running.sequences) == [0, 1, 2]
     events += run(engine)
     for i in (0, 2, 3):
-        _, expected = read_elsewhere(model_path, prompts[i], 4, 200)
+        _, expected = read_elsewhere(model_path, prompts[i], 4, 50)
         assert texts(events)[f"r{i}", 0] == expected
     engine.close()
 
