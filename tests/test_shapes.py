@@ -50,5 +50,5 @@ def test_an_unknown_shape_lists_near_ones():
 
 
 def test_an_unknown_quant_lists_those_there_are():
-    with pytest.raises(ConfigError, match=r"no quant 'q3_k', have f16, bf16, q8_0, q4_0"):
+    with pytest.raises(ConfigError, match=r"unknown quant 'q3_k', have f16, bf16, q8_0, q4_0"):
         parse_shape("qwen3-8b-q3_k")

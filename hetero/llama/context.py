@@ -79,7 +79,7 @@ class Context:
             reason = errors[0] if errors else "no reason given"
             raise EngineError(f"{model.path}: llama.cpp can't make a context: {reason}")
         self._memory = llama_cpp.llama_get_memory(self.pointer)
-        self.tokens_per_sequence: int = llama_cpp.llama_n_ctx_seq(self.pointer)
+        self.tokens_per_sequence = _padded(config.tokens_per_sequence)
 
     def close(self) -> None:
         if self.pointer:
