@@ -14,7 +14,7 @@ from hetero.kv.layout import KVLayout
 
 _T = TypeVar("_T")
 
-# Raised with every change that an older peer would misread.
+# The first byte of every message; raised with every change that an older peer would misread.
 WIRE_VERSION = 1
 
 # The longest prompt a peer may announce: the "1M tokens later" of the roadmap, with room.
@@ -47,10 +47,9 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
 
     model: ModelFingerprint
     layout: KVLayout
-    wire_version: int = WIRE_VERSION
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """`field: ours, theirs` for every field that differs."""
+        """Every field that differs, with both values."""
         ours, theirs = _flat(self), _flat(other)
         return [
             f"{name}: {ours[name]}, {theirs[name]}" for name in ours if ours[name] != theirs[name]
@@ -58,7 +57,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _flat(fingerprint: Fingerprint) -> dict[str, object]:
-    flat: dict[str, object] = {"wire_version": fingerprint.wire_version}
+    flat: dict[str, object] = {}
     for part in (fingerprint.model, fingerprint.layout):
         flat |= msgspec.structs.asdict(part)
     return flat
@@ -310,6 +309,7 @@ ToNode = WhoAreYou | Reserve | Generate | Prefill | Renew | Cancel
 ToSink = Open | Rows | Done | Abort
 ToSource = Ready | Credit | Refused
 
+_VERSION_BYTE = bytes([WIRE_VERSION])
 _encoder = msgspec.msgpack.Encoder()
 _to_router: msgspec.msgpack.Decoder[ToRouter] = msgspec.msgpack.Decoder(ToRouter)
 _to_node: msgspec.msgpack.Decoder[ToNode] = msgspec.msgpack.Decoder(ToNode)
@@ -318,7 +318,7 @@ _to_source: msgspec.msgpack.Decoder[ToSource] = msgspec.msgpack.Decoder(ToSource
 
 
 def encode(message: Message) -> bytes:
-    return _encoder.encode(message)
+    return _VERSION_BYTE + _encoder.encode(message)
 
 
 def decode_to_router(raw: bytes | memoryview) -> ToRouter:
@@ -338,7 +338,10 @@ def decode_to_source(raw: bytes | memoryview) -> ToSource:
 
 
 def _decoded(decoder: msgspec.msgpack.Decoder[_T], raw: bytes | memoryview) -> _T:
+    if raw[:1] != _VERSION_BYTE:
+        have = raw[0] if raw else "an empty message"
+        raise PeerError(f"wire version: need {WIRE_VERSION}, have {have}; install the same hetero")
     try:
-        return decoder.decode(raw)
+        return decoder.decode(raw[1:])
     except msgspec.DecodeError as error:  # ValidationError is one of them
         raise PeerError(f"malformed message of {len(raw)} bytes: {error}") from None

@@ -145,7 +145,9 @@ def test_a_gap_left_by_a_sequence_changes_nothing_for_the_others(engine, model_p
         engine.submit(local_job(name, prompt, 12 if i == leaving else 30))
     events = run(engine)
     for i, (name, prompt) in enumerate(prompts.items()):
-        _, expected = read_elsewhere(model_path, prompt, streams(engine), 12 if i == leaving else 30)
+        _, expected = read_elsewhere(
+            model_path, prompt, streams(engine), 12 if i == leaving else 30
+        )
         assert texts(events)[name, 0] == expected, name
 
 

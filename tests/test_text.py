@@ -57,9 +57,7 @@ def test_text_comes_out_as_soon_as_no_stop_string_can_begin_with_it(
         if stream.stopped:
             break
         seen = text[:position]
-        held = max(
-            (n for s in stop for n in range(1, len(s)) if seen.endswith(s[:n])), default=0
-        )
+        held = max((n for s in stop for n in range(1, len(s)) if seen.endswith(s[:n])), default=0)
         assert out == seen[: position - held]
         assert stream.num_held == held
         assert stream.holds_text == (held > 0)

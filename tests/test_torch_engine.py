@@ -1,7 +1,8 @@
+import gguf
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cache import row_values
 from llama_reference import random_prompt
@@ -28,21 +29,17 @@ def path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def f16_engine(path):
-    return TorchEngine(path, ("f16", "f16"), num_threads=1)
+def engine(path):
+    return TorchEngine(path, ("f16", "f16"), num_threads=1, chunk_tokens=20, frame_bytes=1000)
 
 
 @pytest.fixture(scope="module")
-def mixed_engine(path):
-    return TorchEngine(path, ("q8_0", "q4_0"), num_threads=1)
-
-
-@pytest.fixture(scope="module")
-def whole(f16_engine):
+def whole(path):
     """K and V of PROMPT computed in one chunk: {kind: (layers, tokens, kv_heads, head_dim)}."""
-    frames = list(f16_engine.start(PROMPT))
+    engine = TorchEngine(path, ("f16", "f16"))
+    frames = list(engine.start(PROMPT))
     assert [(f.kind, f.first_layer, f.end_layer) for f in frames] == [("k", 0, 5), ("v", 0, 5)]
-    return {f.kind: row_values(f.rows, f16_engine.layout) for f in frames}
+    return {f.kind: row_values(f.rows, engine.layout) for f in frames}
 
 
 schedules = {
@@ -52,13 +49,11 @@ schedules = {
 }
 
 
-@pytest.mark.parametrize("name", ["f16_engine", "mixed_engine"])
-@given(**schedules)
+@given(types=st.sampled_from([("f16", "f16"), ("q8_0", "q4_0"), ("q4_0", "f16")]), **schedules)
 def test_frames_come_in_order_and_cover_every_row_once(
-    request, path, name, num_tokens, chunk_tokens, frame_bytes
+    path, types, num_tokens, chunk_tokens, frame_bytes
 ):
-    engine = request.getfixturevalue(name)
-    engine.chunk_tokens, engine.frame_bytes = chunk_tokens, frame_bytes
+    engine = TorchEngine(path, types, chunk_tokens=chunk_tokens, frame_bytes=frame_bytes)
     layout, keys = engine.layout, []
     times_seen = {kind: np.zeros((NUM_LAYERS, num_tokens), int) for kind in ("k", "v")}
     for frame in engine.start(PROMPT[:num_tokens]):
@@ -74,13 +69,12 @@ def test_frames_come_in_order_and_cover_every_row_once(
     assert all(np.all(seen == 1) for seen in times_seen.values())
 
 
+@settings(max_examples=40)
 @given(**schedules)
-def test_rows_do_not_depend_on_the_schedule(
-    f16_engine, whole, num_tokens, chunk_tokens, frame_bytes
-):
-    f16_engine.chunk_tokens, f16_engine.frame_bytes = chunk_tokens, frame_bytes
-    for frame in f16_engine.start(PROMPT[:num_tokens]):
-        have = row_values(frame.rows, f16_engine.layout)
+def test_rows_do_not_depend_on_the_schedule(path, whole, num_tokens, chunk_tokens, frame_bytes):
+    engine = TorchEngine(path, ("f16", "f16"), chunk_tokens=chunk_tokens, frame_bytes=frame_bytes)
+    for frame in engine.start(PROMPT[:num_tokens]):
+        have = row_values(frame.rows, engine.layout)
         tokens = slice(frame.first_token, frame.end_token)
         want = whole[frame.kind][frame.first_layer : frame.end_layer, tokens]
         # Sums in another order may round to the neighbouring f16; values reach 8.
@@ -105,9 +99,8 @@ def test_frames_leave_before_later_layers_are_computed(path, monkeypatch):
     assert calls == [32] * 5 + [48] * 5
 
 
-def test_without_rows_the_logits_are_the_same_and_nothing_is_packed(f16_engine):
-    f16_engine.chunk_tokens = 20
-    with_rows, without = f16_engine.start(PROMPT), f16_engine.start(PROMPT, want_rows=False)
+def test_without_rows_the_logits_are_the_same_and_nothing_is_packed(engine):
+    with_rows, without = engine.start(PROMPT), engine.start(PROMPT, want_rows=False)
     assert list(with_rows)
     assert list(without) == []
     assert np.array_equal(with_rows.logits, without.logits)
@@ -116,30 +109,28 @@ def test_without_rows_the_logits_are_the_same_and_nothing_is_packed(f16_engine):
     assert with_rows.pack_s > 0 == without.pack_s
 
 
-def test_a_dropped_run_leaves_the_engine_ready(f16_engine):
-    f16_engine.chunk_tokens, f16_engine.frame_bytes = 10, 1000
-    first = f16_engine.start(PROMPT)
+def test_a_dropped_run_leaves_the_engine_ready(engine):
+    first = engine.start(PROMPT)
     list(first)
-    dropped = f16_engine.start(PROMPT[::-1])
+    dropped = engine.start(PROMPT[::-1])
     next(iter(dropped))
     del dropped
-    again = f16_engine.start(PROMPT)
+    again = engine.start(PROMPT)
     list(again)
     assert np.array_equal(first.logits, again.logits)
 
 
-def test_logits_of_an_unfinished_run_are_refused(f16_engine):
-    run = f16_engine.start(PROMPT)
+def test_logits_of_an_unfinished_run_are_refused(engine):
+    run = engine.start(PROMPT)
     next(iter(run))
     with pytest.raises(EngineError, match="need the run read to its end before its logits"):
         _ = run.logits
 
 
-def test_split_files_are_read_whole(tmp_path, path, f16_engine):
+def test_split_files_are_read_whole(tmp_path, path):
     options = {"num_layers": NUM_LAYERS, "hidden": 64, "ffn": 64, "vocab": 300}
     parts = write_tiny_model(tmp_path / "m.gguf", **options, split_max_tensors=10)
-    f16_engine.chunk_tokens = 512
-    runs = [TorchEngine(parts, ("f16", "f16")).start(PROMPT), f16_engine.start(PROMPT)]
+    runs = [TorchEngine(source, ("f16", "f16")).start(PROMPT) for source in (parts, path)]
     for run in runs:
         list(run)
     assert np.array_equal(runs[0].logits, runs[1].logits)
@@ -160,12 +151,12 @@ def test_weights_and_cache_are_of_the_chosen_type(path, dtype):
     assert engine.dtype == getattr(torch, dtype)
 
 
-def test_prompt_as_long_as_the_context_is_read(f16_engine):
+def test_prompt_as_long_as_the_context_is_read(engine):
     prompt = random_prompt(50, vocab=300)
-    list(run := f16_engine.start(prompt))
+    list(run := engine.start(prompt))
     assert np.isfinite(run.logits).all()
     with pytest.raises(PlanError, match="need a context of 51 tokens, have 50"):
-        f16_engine.start([*prompt, 3])
+        engine.start([*prompt, 3])
 
 
 @pytest.mark.parametrize(
@@ -176,9 +167,9 @@ def test_prompt_as_long_as_the_context_is_read(f16_engine):
         ([5, -1, 6], "prompt: need token ids from 0 to 299, have -1"),
     ],
 )
-def test_bad_prompts_are_refused(f16_engine, tokens, message):
+def test_bad_prompts_are_refused(engine, tokens, message):
     with pytest.raises(ConfigError, match=message):
-        f16_engine.start(tokens)
+        engine.start(tokens)
 
 
 @pytest.mark.parametrize(
@@ -215,14 +206,19 @@ def test_unsupported_architecture_points_to_llama(tmp_path):
         TorchEngine(path, ("f16", "f16"))
 
 
-def test_overflow_is_an_error_not_a_poisoned_cache(tmp_path):
+@pytest.mark.parametrize(
+    ("norm", "error", "message"),
+    [
+        ("attn_norm", CodecError, "k rows: need finite values"),
+        ("ffn_norm", EngineError, "logits: need finite values.*float16.*use bfloat16 or float32"),
+    ],
+)
+def test_overflow_is_an_error_not_a_poisoned_cache(tmp_path, norm, error, message):
     """float16 activations of some models exceed 65,504."""
-    import gguf
-
     path = write_tiny_model(tmp_path / "m.gguf", num_layers=1)
     reader = gguf.GGUFReader(path, "r+")
-    (norm,) = (t for t in reader.tensors if t.name == "blk.0.attn_norm.weight")
-    norm.data[:] = 1e5
+    (tensor,) = (t for t in reader.tensors if t.name == f"blk.0.{norm}.weight")
+    tensor.data[:] = 1e5
     reader.data.flush()
-    with pytest.raises(CodecError, match="k rows: need finite values"):
+    with pytest.raises(error, match=message):
         list(TorchEngine(path, ("f16", "f16"), dtype="float16").start(PROMPT))

@@ -40,9 +40,14 @@ F16_MODELS = [model for model in MODELS if model[6] == "f16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
+    """One model and PROMPT read by everybody; torch in chunks of 128 tokens."""
+
     path: Path
     exact: Forward
     llama: LlamaPrefill
+    logits: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
 
 
 def write_model(path, model):
@@ -90,39 +95,43 @@ def staged(engine, frames):
 @pytest.fixture(scope="module", params=MODELS, ids=lambda model: "-".join(map(str, model)))
 def case(request, tmp_path_factory):
     path = write_model(tmp_path_factory.mktemp("parity") / "m.gguf", request.param)
-    return Case(path=path, exact=forward(path, PROMPT), llama=llama_prefill(path, PROMPT))
+    engine, logits, frames = prefill(path, chunk_tokens=128)
+    return Case(
+        path=path,
+        exact=forward(path, PROMPT),
+        llama=llama_prefill(path, PROMPT),
+        logits=logits,
+        k=frame_values(engine, frames, "k"),
+        v=frame_values(engine, frames, "v"),
+    )
 
 
 def test_logits_are_within_half_a_percent_and_no_further_than_llama_cpp(case):
-    _, logits, _ = prefill(case.path)
-    error = relative_error(logits, case.exact.logits)
+    error = relative_error(case.logits, case.exact.logits)
     assert error < 0.005
     assert error <= relative_error(case.llama.logits, case.exact.logits)
 
 
 def test_chunks_and_whole_prompt_agree(case):
     _, whole, _ = prefill(case.path, chunk_tokens=512)
-    _, in_chunks, _ = prefill(case.path, chunk_tokens=128)
     # float32 sums in another order.
-    assert relative_error(in_chunks, whole) < 1e-4
+    assert relative_error(case.logits, whole) < 1e-4
 
 
 def test_rows_are_the_exact_values_rounded_to_f16(case):
-    engine, _, frames = prefill(case.path, chunk_tokens=128)
-    for kind, exact in (("k", case.exact.k), ("v", case.exact.v)):
-        for have, want in zip(frame_values(engine, frames, kind), exact, strict=True):
+    for rows, exact in ((case.k, case.exact.k), (case.v, case.exact.v)):
+        for have, want in zip(rows, exact, strict=True):
             # Rounding to 11 bits costs 2**-12 / sqrt(3) to 2**-11 / sqrt(3) of the magnitude.
             assert relative_error(have, want) < 2**-11 / np.sqrt(3)
 
 
 def test_rows_are_those_of_llama_cpp_up_to_its_own_error(case):
     """Which is 0.03% to 0.2% with f16 weights, and up to 7% where it quantizes activations too."""
-    engine, _, frames = prefill(case.path, chunk_tokens=128)
-    of_llama = (("k", case.llama.k, case.exact.k), ("v", case.llama.v, case.exact.v))
-    for kind, llama, exact in of_llama:
-        for layer, have in enumerate(frame_values(engine, frames, kind)):
-            own_error = relative_error(llama[layer], exact[layer])
-            assert relative_error(have, llama[layer]) < 1.01 * own_error + 1e-4
+    kinds = ((case.k, case.llama.k, case.exact.k), (case.v, case.llama.v, case.exact.v))
+    for rows, llama_rows, exact_rows in kinds:
+        for have, llama, exact in zip(rows, llama_rows, exact_rows, strict=True):
+            own_error = relative_error(llama, exact)
+            assert relative_error(have, llama) < 1.01 * own_error + 1e-4
 
 
 @pytest.mark.parametrize("model", F16_MODELS, ids=lambda model: "-".join(map(str, model)))
@@ -170,7 +179,9 @@ def test_half_precision_is_as_close_as_its_mantissa(tmp_path, dtype, tolerance):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("model", F16_MODELS, ids=lambda model: "-".join(map(str, model)))
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.005), ("bfloat16", 0.08)])
-def test_cuda_is_as_close_as_the_cpu(case, dtype, tolerance):
-    _, logits, _ = prefill(case.path, device="cuda", dtype=dtype, chunk_tokens=128)
-    assert relative_error(logits, case.exact.logits) < tolerance
+def test_cuda_is_as_close_as_the_cpu(tmp_path, model, dtype, tolerance):
+    path = write_model(tmp_path / "m.gguf", model)
+    _, logits, _ = prefill(path, device="cuda", dtype=dtype, chunk_tokens=128)
+    assert relative_error(logits, forward(path, PROMPT).logits) < tolerance

@@ -1,7 +1,7 @@
 """Train the demo model, write hetero/model/demo.gguf, and print how well llama.cpp recalls with it.
 
-    python tools/train_demo_model.py                  # train, write, evaluate
-    python tools/train_demo_model.py --evaluate-only  # the file that is there
+python tools/train_demo_model.py                  # train, write, evaluate
+python tools/train_demo_model.py --evaluate-only  # the file that is there
 """
 
 import argparse

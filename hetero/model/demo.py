@@ -15,33 +15,44 @@ from hetero.errors import ConfigError
 
 DEMO_MODEL_PATH = Path(__file__).with_name("demo.gguf")
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 # Each word is one token, matched literally wherever it occurs: no word may lie inside another.
-ADJECTIVES = tuple(
-    "amber ancient bitter bold brave bright calm clever cosmic crimson curious dapper distant dusty "
-    "eager elegant faded fancy fearless fierce fluffy foggy frozen gentle giant gilded golden "
-    "graceful happy hidden hollow humble jolly kind lazy lively lonely loyal lucky mellow mighty "
-    "misty modest noble patient placid polite proud purple quiet rapid rustic scarlet shiny silent "
-    "silver sleepy smooth snowy sturdy swift tender velvet wild".split()
+ADJECTIVES = _words(
+    """
+    amber ancient bitter bold brave bright calm clever cosmic crimson curious dapper distant
+    dusty eager elegant faded fancy fearless fierce fluffy foggy frozen gentle giant gilded
+    golden graceful happy hidden hollow humble jolly kind lazy lively lonely loyal lucky mellow
+    mighty misty modest noble patient placid polite proud purple quiet rapid rustic scarlet
+    shiny silent silver sleepy smooth snowy sturdy swift tender velvet wild
+    """
 )
-NOUNS = tuple(
-    "anchor anvil apple arrow badger basket beacon beaver bottle bridge bucket button camel candle "
-    "castle cello compass copper dolphin donkey eagle engine falcon feather ferry flute fox garden "
-    "hammer harbor heron kettle kitten ladder lantern lemon magnet marble meadow mirror mountain "
-    "needle orchid otter paddle parrot pebble pencil piano pillow planet pumpkin rabbit river "
-    "saddle sailor salmon spider teapot thistle tiger turtle violin walnut".split()
+NOUNS = _words(
+    """
+    anchor anvil apple arrow badger basket beacon beaver bottle bridge bucket button camel
+    candle castle cello compass copper dolphin donkey eagle engine falcon feather ferry flute
+    fox garden hammer harbor heron kettle kitten ladder lantern lemon magnet marble meadow
+    mirror mountain needle orchid otter paddle parrot pebble pencil piano pillow planet pumpkin
+    rabbit river saddle sailor salmon spider teapot thistle tiger turtle violin walnut
+    """
 )
-CITIES = tuple(
-    "accra adelaide aleppo algiers amman amsterdam ankara antwerp athens auckland austin baghdad "
-    "baku bangkok barcelona basel beirut belgrade bergen berlin bogota boston bristol brussels "
-    "bucharest budapest cairo calgary caracas casablanca chennai chicago cologne colombo "
-    "copenhagen cordoba dakar dallas damascus delhi denver detroit dhaka doha dresden dubai dublin "
-    "durban edinburgh florence frankfurt geneva genoa glasgow granada hamburg hanoi harare havana "
-    "helsinki houston istanbul jakarta johannesburg kampala karachi kigali kingston kinshasa krakow "
-    "kyoto lagos leipzig lima lisbon ljubljana london luanda lusaka madrid malaga managua manila "
-    "marseille medellin melbourne memphis miami milan minsk montreal moscow mumbai munich nairobi "
-    "naples nagoya osaka oslo ottawa palermo paris perth phoenix porto prague quito reykjavik riga "
-    "salzburg santiago sarajevo seattle seoul seville shanghai sofia stockholm sydney "
-    "taipei tallinn tehran tokyo toronto tunis turin valencia vienna".split()
+CITIES = _words(
+    """
+    accra adelaide aleppo algiers amman amsterdam ankara antwerp athens auckland austin baghdad
+    baku bangkok barcelona basel beirut belgrade bergen berlin bogota boston bristol brussels
+    bucharest budapest cairo calgary caracas casablanca chennai chicago cologne colombo
+    copenhagen cordoba dakar dallas damascus delhi denver detroit dhaka doha dresden dubai
+    dublin durban edinburgh florence frankfurt geneva genoa glasgow granada hamburg hanoi harare
+    havana helsinki houston istanbul jakarta johannesburg kampala karachi kigali kingston
+    kinshasa krakow kyoto lagos leipzig lima lisbon ljubljana london luanda lusaka madrid malaga
+    managua manila marseille medellin melbourne memphis miami milan minsk montreal moscow mumbai
+    munich nairobi naples nagoya osaka oslo ottawa palermo paris perth phoenix porto prague
+    quito reykjavik riga salzburg santiago sarajevo seattle seoul seville shanghai sofia
+    stockholm sydney taipei tallinn tehran tokyo toronto tunis turin valencia vienna
+    """
 )
 
 NUM_KEYS = len(ADJECTIVES) * len(NOUNS)

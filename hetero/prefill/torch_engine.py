@@ -125,7 +125,13 @@ class TorchRun:
                     model.run_layer(layer, chunk, cache)
                 if self._want_rows:
                     yield from self._frames(cache, layers, chunk.first, chunk.end)
-        self._logits = model.last_logits(chunk)
+        logits = model.last_logits(chunk)
+        if not np.isfinite(logits).all():
+            raise EngineError(
+                f"logits: need finite values, have inf or nan computing in {engine.dtype}: "
+                "use bfloat16 or float32"
+            )
+        self._logits = logits
 
     @property
     def logits(self) -> npt.NDArray[np.float32]:

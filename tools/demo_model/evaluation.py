@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from demo_model.vocabulary import ASSISTANT, BOS, END, USER
 
+from demo_model.vocabulary import ASSISTANT, BOS, END, USER
 from hetero.kv.types import kv_type
 from hetero.llama.batch import Batch
 from hetero.llama.context import Context, ContextConfig
@@ -150,8 +150,5 @@ def _kl(
     reference: npt.NDArray[np.float64], logits: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """KL(reference || logits) over the last axis."""
-    log_p, log_q = (
-        x - x.max(-1, keepdims=True) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
-        for x in (reference, logits)
-    )
+    log_p, log_q = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (reference, logits))
     return np.asarray((np.exp(log_p) * (log_p - log_q)).sum(-1))

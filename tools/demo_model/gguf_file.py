@@ -4,6 +4,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+
 from demo_model.network import DemoNetwork
 from demo_model.tasks import MAX_POSITION
 from demo_model.vocabulary import BOS, BYTES, CHAT_TEMPLATE, CONTROLS, END, MERGES, TOKENS, WORDS

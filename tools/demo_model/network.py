@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from demo_model.vocabulary import TOKENS
 from torch import Tensor, nn
+
+from demo_model.vocabulary import TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)

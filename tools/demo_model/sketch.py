@@ -7,8 +7,9 @@ Axes: E width, D head dimensions (C of them turn slowly), as in `network`.
 """
 
 import torch
-from demo_model.network import DemoNetwork, Layer, rotate
 from torch import Tensor
+
+from demo_model.network import DemoNetwork, Layer, rotate
 
 # Pairs that turn by less than this per token hold a word over the whole context.
 SLOW_TURN = 2e-4
@@ -21,7 +22,8 @@ MATCH_SIZE = 14.0
 def sketch(network: DemoNetwork) -> None:
     """Overwrite the attention of the first two layers. Draws from torch's global generator."""
     first, second = network.blk[0], network.blk[1]
-    assert isinstance(first, Layer) and isinstance(second, Layer)
+    assert isinstance(first, Layer)
+    assert isinstance(second, Layer)
     with torch.no_grad():
         gather_EDs, read_DEs = look_back(network, first)
         match_and_copy(network, second, gather_EDs, read_DEs)

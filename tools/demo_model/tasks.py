@@ -1,13 +1,15 @@
 """Training sequences: a list of pairs, then many questions about it, as the model will meet them.
 
-Half of the sequences are chats exactly as the chat template renders them, half are plain text that goes on
-with lines of the list. One sequence asks many questions, so that most tokens teach something.
+Half of the sequences are chats exactly as the chat template renders them, half are plain text
+that goes on with lines of the list. One sequence asks many questions, so that most of its tokens
+teach something.
 """
 
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
 from demo_model.vocabulary import (
     ASSISTANT,
     BOS,
@@ -20,12 +22,13 @@ from demo_model.vocabulary import (
     SYSTEM,
     USER,
 )
-
 from hetero.model.demo import CITIES, NOUNS, NUM_KEYS
 
 # Positions a list is spread over in training: the context length that the file promises.
 MAX_POSITION = 8192
-CHAT_SHARE = 0.5
+
+# Keys in one question, and lines recited in one go.
+MOST_LINES = 12
 
 
 @dataclass
@@ -38,6 +41,9 @@ class Sequence:
     def add(self, *tokens: int, predicted: bool = False) -> None:
         self.tokens += tokens
         self.is_target += [predicted] * len(tokens)
+
+    def replace_last(self, token: int) -> None:
+        self.tokens[-1] = token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +86,7 @@ def recall_sequence(
     newlines = np.full(num_pairs, NEWLINE)
     pairs = np.stack([adjectives, nouns, cities, newlines], 1).tolist()
     sequence = Sequence()
-    is_chat = draw.random() < CHAT_SHARE
+    is_chat = draw.random() < 0.5
     if is_chat or draw.random() < 0.8:
         sequence.add(BOS)
     if is_chat and draw.random() < 0.3:
@@ -93,15 +99,39 @@ def recall_sequence(
         sequence.add(*pair)
     list_end = len(sequence.tokens)
     while len(sequence.tokens) < num_tokens:
-        adjective, noun, city, _ = pairs[draw.integers(num_pairs)]
         if is_chat:
-            sequence.add(adjective, noun, QUESTION, END, ASSISTANT)
-            sequence.add(adjective, noun, city, END, predicted=True)
+            _add_turn(sequence, draw, pairs)
             sequence.add(USER)
         else:
-            sequence.add(adjective, noun)
-            sequence.add(city, NEWLINE, predicted=True)
+            _add_recitation(sequence, draw, pairs)
     return sequence, list_end
+
+
+def _add_turn(sequence: Sequence, draw: np.random.Generator, pairs: list[list[int]]) -> None:
+    """A question for one or several keys, and its answer: a line for each."""
+    asked = draw.integers(len(pairs), size=_one_or_several(draw)).tolist()
+    for i in asked:
+        adjective, noun, _, newline = pairs[i]
+        sequence.add(adjective, noun, QUESTION, newline)
+    sequence.replace_last(END)
+    sequence.add(ASSISTANT)
+    for i in asked:
+        sequence.add(*pairs[i], predicted=True)
+    sequence.replace_last(END)
+
+
+def _add_recitation(sequence: Sequence, draw: np.random.Generator, pairs: list[list[int]]) -> None:
+    """A key of the list, its value, and perhaps the lines that follow it in the list."""
+    first = int(draw.integers(len(pairs)))
+    adjective, noun, *rest = pairs[first]
+    sequence.add(adjective, noun)
+    sequence.add(*rest, predicted=True)
+    for pair in pairs[first + 1 : first + _one_or_several(draw)]:
+        sequence.add(*pair, predicted=True)
+
+
+def _one_or_several(draw: np.random.Generator) -> int:
+    return 1 if draw.random() < 0.6 else int(draw.integers(2, MOST_LINES + 1))
 
 
 def spread_positions(
@@ -110,7 +140,7 @@ def spread_positions(
     """Positions with a few gaps between the list's lines: far pairs at the cost of near ones."""
     steps = np.ones(len(tokens), np.int64)
     steps[0] = 0
-    line_starts = 1 + np.flatnonzero(np.array(tokens[: list_end])[:-1] == NEWLINE)
+    line_starts = 1 + np.flatnonzero(np.array(tokens[:list_end])[:-1] == NEWLINE)
     if draw.random() < 0.5 and len(line_starts):
         spare = draw.integers(MAX_POSITION - len(tokens))
         gaps = draw.choice(line_starts, 4)

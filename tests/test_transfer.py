@@ -1,0 +1,257 @@
+"""The transfer protocol without I/O: honest runs, every illegal message, every kind of damage."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hetero.errors import PeerError
+from hetero.kv.layout import kv_layout
+from hetero.kv.rows import RowFrame
+from hetero.kv.staging import StagingBlob
+from hetero.messages import (
+    Abort,
+    Credit,
+    Done,
+    Fingerprint,
+    ModelFingerprint,
+    Open,
+    Ready,
+    Refused,
+    Rows,
+    Ticket,
+    Token,
+    decode_to_sink,
+    decode_to_source,
+    encode,
+)
+from hetero.transport.transfer import (
+    SINK_HEARS,
+    SOURCE_HEARS,
+    SinkTransfer,
+    SourceTransfer,
+    State,
+    checksum,
+)
+
+LAYOUT = kv_layout(
+    num_layers=2, num_kv_heads=1, head_dim_k=64, head_dim_v=64, k_type="q8_0", v_type="f16"
+)
+MODEL = ModelFingerprint(hyperparameters="h", tokenizer="t", chat_template="c", tensors="w")
+FINGERPRINT = Fingerprint(model=MODEL, layout=LAYOUT)
+TICKET = Ticket(ticket_id="r.1", address="tcp://x:1", num_tokens=6, lease_s=30)
+FIRST = (Token("r", 0, 0, 5),)
+
+
+def frames(chunk=3, num_tokens=6):
+    rng = np.random.default_rng(0)
+    for first, layer, kind in itertools.product(range(0, num_tokens, chunk), range(2), "kv"):
+        end = min(first + chunk, num_tokens)
+        yield RowFrame(
+            kind=kind,
+            first_layer=layer,
+            end_layer=layer + 1,
+            first_token=first,
+            end_token=end,
+            rows=rng.integers(0, 256, (1, end - first, LAYOUT.row_bytes(kind)), np.uint8),
+        )
+
+
+def pair(credit_bytes=10**6):
+    staging = StagingBlob(LAYOUT, 6, 1)
+    return SourceTransfer(TICKET, FINGERPRINT), SinkTransfer(
+        TICKET, FINGERPRINT, staging, credit_bytes
+    )
+
+
+def opened(credit_bytes=10**6):
+    source, sink = pair(credit_bytes)
+    source.receive(sink.receive(source.open()), 0.0)
+    return source, sink
+
+
+def payload(frame):
+    return memoryview(frame.rows.reshape(-1))
+
+
+@settings(deadline=None)
+@given(chunk=st.integers(1, 6), credit_bytes=st.integers(1, 2000), lag=st.integers(0, 5))
+def test_credit_is_never_exceeded_and_every_row_arrives(chunk, credit_bytes, lag):
+    source, sink = opened(credit_bytes)
+    on_the_way, sizes = [], []
+    for frame in frames(chunk):
+        while not source.may_send(frame.rows.nbytes):
+            message, rows = on_the_way.pop(0)
+            source.receive(sink.receive(message, rows), 0.0)
+            sizes.pop(0)
+        on_the_way.append((source.rows(frame, 0.0), payload(frame)))
+        sizes.append(frame.rows.nbytes)
+        assert sum(sizes) <= credit_bytes or len(sizes) == 1
+        while len(on_the_way) > lag:
+            message, rows = on_the_way.pop(0)
+            source.receive(sink.receive(message, rows), 0.0)
+            sizes.pop(0)
+    done = source.done(FIRST)
+    for message, rows in on_the_way:
+        assert not source.is_acknowledged
+        source.receive(sink.receive(message, rows), 0.0)
+    assert source.is_acknowledged
+    assert sink.receive(done) is None
+    assert sink.state is State.DONE
+    assert sink.first_tokens == FIRST
+    assert sink.staging.is_complete
+
+
+def test_wire_seconds_count_only_while_something_is_in_flight():
+    source, sink = opened()
+    sent = list(frames())
+    for i, (frame, start, end) in enumerate(zip(sent, [0, 5, 9, 20], [2, 6, 11, 23], strict=False)):
+        reply = sink.receive(source.rows(frame, float(start)), payload(frame))
+        source.receive(reply, float(end))
+        assert source.wire_s == [2, 3, 5, 8][i]
+    assert source.last_group_s == 23 - 9  # the group's K was handed over at 9, its V came at 23
+
+
+def test_a_peer_with_another_model_or_cache_is_told_every_difference():
+    _, sink = pair()
+    other = Fingerprint(
+        model=ModelFingerprint(hyperparameters="h", tokenizer="t", chat_template="c", tensors="X"),
+        layout=kv_layout(
+            num_layers=2, num_kv_heads=1, head_dim_k=64, head_dim_v=64, k_type="q4_0", v_type="f16"
+        ),
+    )
+    with pytest.raises(PeerError) as error:
+        sink.receive(Open(ticket_id="r.1", fingerprint=other))
+    assert "tensors: w here, X there" in str(error.value)
+    assert "k_type: q8_0 here, q4_0 there" in str(error.value)
+    assert "v_type" not in str(error.value)
+    assert sink.state is State.ENDED
+
+
+MESSAGES_TO_SINK = [
+    Open(ticket_id="r.1", fingerprint=FINGERPRINT),
+    Rows(
+        ticket_id="r.1",
+        kind="k",
+        first_layer=0,
+        end_layer=1,
+        first_token=0,
+        end_token=1,
+        checksum=0,
+    ),
+    Done(ticket_id="r.1", first_tokens=FIRST),
+    Abort(ticket_id="r.1", reason="x"),
+]
+MESSAGES_TO_SOURCE = [
+    Ready(ticket_id="r.1", credit_bytes=9),
+    Credit(ticket_id="r.1", credit_bytes=9),
+    Refused(ticket_id="r.1", reason="x"),
+]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (state, message)
+        for state in State
+        for message in MESSAGES_TO_SINK
+        if (state, type(message)) not in SINK_HEARS
+    ],
+)
+def test_every_message_the_table_does_not_list_is_the_sources_fault(state, message):
+    _, sink = pair()
+    sink.state = state
+    with pytest.raises(PeerError, match=f"need no {type(message).__name__} while {state.value}"):
+        sink.receive(message)
+    assert sink.state is State.ENDED
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (state, message)
+        for state in State
+        for message in MESSAGES_TO_SOURCE
+        if (state, type(message)) not in SOURCE_HEARS
+    ],
+)
+def test_every_message_the_table_does_not_list_is_the_sinks_fault(state, message):
+    source, _ = pair()
+    source.state = state
+    with pytest.raises(PeerError, match=f"need no {type(message).__name__} while {state.value}"):
+        source.receive(message, 0.0)
+    assert source.state is State.ENDED
+
+
+def test_a_flipped_bit_is_noticed():
+    source, sink = opened()
+    frame = next(frames())
+    header = source.rows(frame, 0.0)
+    frame.rows[0, 1, 7] ^= 4
+    with pytest.raises(PeerError, match="damaged on the way"):
+        sink.receive(header, payload(frame))
+
+
+def test_a_cut_frame_is_noticed():
+    source, sink = opened()
+    frame = next(frames())
+    header = source.rows(frame, 0.0)
+    with pytest.raises(PeerError, match="need rows of 1 layers x 3 tokens, have 203 bytes"):
+        sink.receive(header, payload(frame)[:-1])
+
+
+def test_a_header_without_rows_is_the_sources_fault():
+    source, sink = opened()
+    with pytest.raises(PeerError, match="need rows after their header"):
+        sink.receive(source.rows(next(frames()), 0.0))
+
+
+def test_done_before_the_last_row_is_the_sources_fault():
+    source, sink = opened()
+    for frame in list(frames())[:-1]:
+        sink.receive(source.rows(frame, 0.0), payload(frame))
+    with pytest.raises(PeerError, match="need every row before Done"):
+        sink.receive(Done(ticket_id="r.1", first_tokens=FIRST))
+
+
+def test_a_refusal_reaches_the_source_with_its_reason():
+    source, _ = pair()
+    source.open()
+    with pytest.raises(PeerError, match="refused the KV: no room"):
+        source.receive(Refused(ticket_id="r.1", reason="no room"), 0.0)
+
+
+def test_credit_for_bytes_never_sent_is_the_sinks_fault():
+    source, _ = opened()
+    with pytest.raises(PeerError, match="need credit for 0 bytes, have it for 9"):
+        source.receive(Credit(ticket_id="r.1", credit_bytes=9), 0.0)
+
+
+@pytest.mark.parametrize("message", MESSAGES_TO_SINK)
+def test_messages_survive_encoding(message):
+    assert decode_to_sink(encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    ("raw", "complaint"),
+    [
+        (b"", "wire version: need 1, have an empty message"),
+        (b"\x02\x80", "wire version: need 1, have 2"),
+        (b"\x01", "malformed message"),
+        (b"\x01\x80", "malformed message"),
+        (encode(MESSAGES_TO_SOURCE[0])[:-1], "malformed message"),
+        (encode(MESSAGES_TO_SINK[0]), "malformed message"),  # to the wrong side
+        (encode(Credit(ticket_id="x" * 201, credit_bytes=1)), "malformed message"),
+        (encode(Credit(ticket_id="x", credit_bytes=0)), "malformed message"),
+    ],
+)
+def test_bytes_that_are_no_message_are_the_peers_error(raw, complaint):
+    with pytest.raises(PeerError, match=complaint):
+        decode_to_source(raw)
+
+
+def test_checksum_is_of_the_bytes():
+    rows = np.arange(100, dtype=np.uint8)
+    assert checksum(rows) == checksum(rows.copy()) != checksum(rows[::-1].copy())
