@@ -52,7 +52,9 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
         """Every field that differs, with both values."""
         ours, theirs = _flat(self), _flat(other)
         return [
-            f"{name}: {ours[name]}, {theirs[name]}" for name in ours if ours[name] != theirs[name]
+            f"{name}: {ours[name]} here, {theirs[name]} there"
+            for name in ours
+            if ours[name] != theirs[name]
         ]
 
 

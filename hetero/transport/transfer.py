@@ -67,7 +67,7 @@ SOURCE_HEARS: dict[tuple[State, type[Any]], State] = {
 
 def checksum(rows: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
     """xxh3-64: errors of memory and wire; who sent it is the link's matter."""
-    return xxhash.xxh3_64_intdigest(rows)
+    return xxhash.xxh3_64_intdigest(rows.data)
 
 
 class SinkTransfer:
