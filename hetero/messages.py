@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from hetero.errors import PeerError
+from hetero.errors import HeteroError, PeerError
 from hetero.kv.layout import KVLayout
 
 _T = TypeVar("_T")
@@ -124,6 +124,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: Fingerprint
     context_tokens: int  # longest prompt plus answer it takes
     num_slots: int  # sequences it decodes at once; 1 for a prefill node
+    chunk_tokens: int  # prompt tokens it reads at a time
     engine: str
     attention: str
     versions: dict[str, str]
@@ -199,11 +200,15 @@ class Failed(Message, frozen=True, kw_only=True):
     message: str
 
 
+def failed(request_id: str, error: HeteroError) -> Failed:
+    return Failed(request_id=request_id, kind=type(error).__name__, message=str(error))
+
+
 # Router -> node.
 
 
 class WhoAreYou(Message, frozen=True, kw_only=True):
-    """The router does not know this peer (it has restarted): say Hello again."""
+    """The router does not know this peer (one of them has restarted): say Hello again."""
 
 
 class Reserve(Message, frozen=True, kw_only=True):

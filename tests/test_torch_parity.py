@@ -170,9 +170,10 @@ def test_quantized_rows_continue_better_than_llama_cpp_does(tmp_path, model, typ
         assert relative_error(decode.step(token, len(PROMPT)), want) < own_error
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.01), ("bfloat16", 0.08)])
-def test_half_precision_is_as_close_as_its_mantissa(tmp_path, dtype, tolerance):
-    path = write_model(tmp_path / "m.gguf", MODELS[0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.02), ("bfloat16", 0.15)])
+@pytest.mark.parametrize("model", F16_MODELS[:2], ids=["plain", "rope-factors"])
+def test_half_precision_is_as_close_as_its_mantissa(tmp_path, model, dtype, tolerance):
+    path = write_model(tmp_path / "m.gguf", model)
     _, logits, _ = prefill(path, dtype=dtype, chunk_tokens=128)
     assert relative_error(logits, forward(path, PROMPT).logits) < tolerance
 
@@ -180,7 +181,7 @@ def test_half_precision_is_as_close_as_its_mantissa(tmp_path, dtype, tolerance):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("model", F16_MODELS, ids=lambda model: "-".join(map(str, model)))
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.005), ("bfloat16", 0.08)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.005), ("bfloat16", 0.15)])
 def test_cuda_is_as_close_as_the_cpu(tmp_path, model, dtype, tolerance):
     path = write_model(tmp_path / "m.gguf", model)
     _, logits, _ = prefill(path, device="cuda", dtype=dtype, chunk_tokens=128)

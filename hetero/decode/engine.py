@@ -27,7 +27,7 @@ from hetero.llama.batch import Batch
 from hetero.llama.context import Context, ContextConfig
 from hetero.llama.model import Model
 from hetero.llama.sampler import Sampler
-from hetero.messages import Failed, Finished, Generated, Joined, Message, Token
+from hetero.messages import Finished, Generated, Joined, Message, Token, failed
 
 logger = logging.getLogger(__name__)
 
@@ -354,8 +354,7 @@ class DecodeEngine:
 
     def _give_up(self, job: Job, error: HeteroError) -> list[Event]:
         self.cancel(job.request_id)
-        kind = type(error).__name__
-        return [Failed(request_id=job.request_id, kind=kind, message=str(error))]
+        return [failed(job.request_id, error)]
 
     def _stop_reading(self, prompt: _Prompt) -> None:
         """Take a prompt off the reading list; all its choices are promised slots again."""

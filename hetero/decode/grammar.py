@@ -23,7 +23,10 @@ MAX_SCHEMA_BYTES = 64 * 2**10
 # llama.cpp's parser recurses once a level and dies at some 2,500 on a stack of 1 MiB.
 MAX_NESTING = 1024
 
-# The child's own limits on CPU time are tighter; this one is for a machine that swaps.
+# Twice what a slow server takes for a trial's steps with the largest vocabularies.
+MAX_CPU_S = 4
+
+# The limit on CPU time is tighter; this one is for a machine that swaps.
 _TIMEOUT_S = 60.0
 
 # Checks take half a second and front ends repeat a few grammars.
@@ -36,8 +39,9 @@ _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"
 class GrammarChecker:
     """Checks grammars for one vocabulary and remembers the good ones. Thread-safe; calls block."""
 
-    def __init__(self, model_path: Path | str) -> None:
+    def __init__(self, model_path: Path | str, *, max_cpu_s: int = MAX_CPU_S) -> None:
         self._model_path = str(Path(model_path).absolute())
+        self._max_cpu_s = max_cpu_s
         self._compiled = lru_cache(_NUM_REMEMBERED)(self._compile)
 
     def gbnf(self, grammar: str) -> str:
@@ -59,7 +63,7 @@ class GrammarChecker:
         return self._compiled("schema", text)
 
     def _compile(self, kind: str, text: str) -> str:
-        job = {"model": self._model_path, kind: text}
+        job = {"model": self._model_path, "cpu_s": self._max_cpu_s, kind: text}
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         environment |= {
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -77,6 +81,7 @@ class GrammarChecker:
             )
         except subprocess.TimeoutExpired:
             raise ConfigError(_too_costly("more time than that")) from None
+        log = child.stderr.decode("utf-8", "replace")
         if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
             raise ConfigError(_too_costly("more CPU time than that"))
         if child.returncode < 0:
@@ -86,13 +91,13 @@ class GrammarChecker:
                 f"make it smaller or nest it less"
             )
         if child.returncode > 0:
-            last = child.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            last = log.strip().rpartition("\n")[2]
             raise EngineError(
-                f"grammar check: need an answer, have exit {child.returncode}: {last}"
+                f"grammar trial: need an answer, have exit {child.returncode}: {last}"
             )
         answer = json.loads(child.stdout)
         if "error" in answer:
-            raise ConfigError(answer["error"])
+            raise ConfigError(_parser_reason(log) or answer["error"])
         gbnf: str = answer["gbnf"]
         return gbnf
 
@@ -132,6 +137,15 @@ def nesting(grammar: str) -> int:
         elif char == ")":
             level -= 1
     return deepest
+
+
+def _parser_reason(log: str) -> str | None:
+    """llama.cpp's parser says what is wrong on stderr alone."""
+    marker = "error parsing grammar: "
+    for line in log.splitlines():
+        if marker in line:
+            return f"grammar: need valid GBNF, have: {line.partition(marker)[2][:200]}"
+    return None
 
 
 def _too_costly(have: str) -> str:

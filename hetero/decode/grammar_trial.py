@@ -1,17 +1,14 @@
 """The throwaway process: compile one grammar, generate a little with it, say how it went.
 
-Run by `hetero.decode.grammar` as `python -m hetero.decode.grammar_trial`; one JSON object on
-stdin ({"model", "gbnf"} or {"model", "schema"}), one on stdout ({"gbnf"} or {"error"}). May crash.
+Run by `hetero.decode.grammar`; one JSON object on
+stdin ({"model", "cpu_s", and "gbnf" or "schema"}), one on stdout ({"gbnf"} or {"error"}). May crash.
 """
 
 import json
-import os
 import resource
 import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +18,7 @@ import psutil
 from hetero.decode.grammar import check_limits
 from hetero.decode.json_schema import schema_to_gbnf
 from hetero.errors import ConfigError, EngineError
+from hetero.llama.library import captured_log
 from hetero.llama.model import Model, Vocab
 from hetero.llama.sampler import Sampler
 from hetero.messages import Sampling
@@ -31,15 +29,13 @@ _STACK_BYTES = 2**20
 # Beyond what the vocabulary takes. Real grammars need a few MiB.
 _MEMORY_BYTES = 512 * 2**20
 
-_CPU_S = 5
-
 # An engine compiles a grammar between two steps of everyone's batch, for each choice again, and
 # advances it once a token. 128k vocabularies take 13 ms a token on a current core.
 _MAX_COMPILE_S = 0.25
 _MAX_STEP_S = 0.25
 
-# Ambiguity doubles the work with each token: 2^32 of anything exceeds the limits.
-_NUM_STEPS = 32
+# Ambiguity doubles the work with each token: a million of anything shows.
+_NUM_STEPS = 20
 
 
 def main() -> None:
@@ -47,7 +43,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     answer: dict[str, str] = {}
     with Model(job["model"], vocab_only=True) as model:
-        _limit_resources()
+        _limit_resources(job["cpu_s"])
         threading.stack_size(_STACK_BYTES)
         thread = threading.Thread(target=lambda: answer.update(_answer(model.vocab, job)))
         thread.start()
@@ -55,9 +51,9 @@ def main() -> None:
     json.dump(answer, sys.stdout)
 
 
-def _limit_resources() -> None:
+def _limit_resources(allowed_cpu_s: int) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu_s = int(used.ru_utime + used.ru_stime) + 1 + _CPU_S
+    cpu_s = int(used.ru_utime + used.ru_stime) + 1 + allowed_cpu_s
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
     if sys.platform == "linux":  # macOS does not enforce it
         data_bytes = psutil.Process().memory_info().data + _MEMORY_BYTES
@@ -121,26 +117,11 @@ def _walk(vocab: Vocab, sampler: Sampler, walk: list[npt.NDArray[np.float32]]) -
 
 
 def _compiled(vocab: Vocab, gbnf: str) -> Sampler:
-    """The parser gives its reason on stderr only, so stderr is a file meanwhile."""
-    with tempfile.TemporaryFile() as log:
-        stderr = os.dup(2)
-        os.dup2(log.fileno(), 2)
+    with captured_log() as errors:
         try:
             return Sampler(vocab, Sampling(grammar=gbnf, temperature=0.0), 0)
-        except EngineError as error:
-            log.seek(0)
-            raise ConfigError(_reason(log.read().decode("utf-8", "replace"), error)) from None
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
-def _reason(log: str, error: EngineError) -> str:
-    marker = "error parsing grammar: "
-    for line in log.splitlines():
-        if marker in line:
-            return f"grammar: need valid GBNF, have: {line.partition(marker)[2][:200]}"
-    return str(error)
+        except EngineError:
+            raise ConfigError(f"grammar: need valid GBNF, have: {'; '.join(errors)}") from None
 
 
 def _check_time(what: str, have_s: float, need_s: float) -> None:

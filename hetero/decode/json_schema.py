@@ -20,11 +20,10 @@ MAX_LENGTH = 1000
 
 # These say nothing about which values are valid. Unknown formats are annotations by the standard.
 _ANNOTATIONS = frozenset(
-    "$comment $defs $id $schema default definitions deprecated description examples format "
-    "readOnly title writeOnly".split()
-)
+    ("$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated", "description")
+) | {"examples", "format", "readOnly", "title", "writeOnly"}
 
-_TYPES = frozenset("array boolean integer null number object string".split())
+_TYPES = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
 _LENGTHS = ("minItems", "maxItems", "minLength", "maxLength")
 
 # What the converter looks for first, and what it enforces beside it; a sibling not listed is
@@ -56,7 +55,9 @@ def checked_schema(schema: object) -> dict[str, Any]:
 def schema_to_gbnf(schema: dict[str, Any]) -> str:
     """GBNF of a checked schema. May take any time or memory, or raise anything: isolate it."""
     converter = _Converter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
-    converter.visit(converter.resolve_refs(schema, "schema"), "")
+    # Its own search for references overlooks some, and knows how to fetch remote ones.
+    converter._refs = {f"#/$defs/{name}": target for name, target in schema["$defs"].items()}
+    converter.visit(schema, "")
     gbnf: str = converter.format_grammar()
     return gbnf
 
@@ -136,15 +137,16 @@ class _Checker:
                 require(whole and 0 <= length <= MAX_LENGTH, name, f"0 to {MAX_LENGTH}")
         properties = keywords.get("properties", {})
         if "properties" in keywords:
-            require(isinstance(properties, dict), "properties", "an object")
+            named = isinstance(properties, dict) and "" not in properties
+            require(named, "properties", "an object without an empty name")
         if "required" in keywords:
             known = isinstance(keywords["required"], list) and all(
                 isinstance(name, str) and name in properties for name in keywords["required"]
             )
             require(known, "required", "names that are among the properties")
-        if "minLength" in keywords or "maxLength" in keywords:
-            if keywords.get("type") != "string":
-                raise ConfigError(f'{place}: need "type": "string" beside a length, have none')
+        for name in ("minLength", "maxLength"):
+            if name in keywords:
+                require(keywords.get("type") == "string", name, '"type": "string" beside it')
 
     def _name(self, pointer: object, place: str) -> str:
         """A name of our own: the converter takes targets with the same last part for one."""
@@ -154,7 +156,7 @@ class _Checker:
                 f"have {json.dumps(pointer)[:80]}; nothing is fetched"
             )
         if pointer not in self._names:
-            self._names[pointer] = f"ref{len(self._names)}x"
+            self._names[pointer] = f"hetero-ref-{len(self._names)}"
             self._waiting.append(pointer)
         return self._names[pointer]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hetero.llama.sampler import Sampler
-from hetero.messages import Sampling, Token, TokenLogprob
+from hetero.llama.sampler import Sampler, token_logprob
+from hetero.messages import Sampling, Token
 
 NO_SLOT = -1
 
@@ -54,12 +54,3 @@ class Sequence:
             logprob = token_logprob(logits_V, token, num_top)
         self.num_generated += 1
         return Token(self.job.request_id, self.choice, self.num_generated - 1, token, logprob)
-
-
-def token_logprob(logits_V: npt.NDArray[np.float32], token: int, num_top: int) -> TokenLogprob:
-    """Log-probabilities of the model itself, before temperature, bias and filters."""
-    shifted = logits_V.astype(np.float64) - float(logits_V.max())
-    logprobs = shifted - np.log(np.exp(shifted).sum())
-    top = np.argpartition(-logprobs, num_top)[:num_top] if num_top else ()
-    ranked = sorted(((int(t), float(logprobs[t])) for t in top), key=lambda pair: -pair[1])
-    return TokenLogprob(token, float(logprobs[token]), tuple(ranked))

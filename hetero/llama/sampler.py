@@ -16,7 +16,7 @@ import numpy.typing as npt
 from hetero.errors import EngineError, PeerError
 from hetero.llama.context import Context
 from hetero.llama.model import Vocab
-from hetero.messages import Sampling
+from hetero.messages import Sampling, TokenLogprob
 
 # llama.cpp draws a random seed for this value.
 _RANDOM_SEED = 0xFFFFFFFF
@@ -163,3 +163,12 @@ def _filters(vocab: Vocab, options: Sampling) -> list[object]:
         filters.append(llama_cpp.llama_sampler_init_min_p(options.min_p, 1))
     filters.append(llama_cpp.llama_sampler_init_temp(options.temperature))
     return filters
+
+
+def token_logprob(logits_V: npt.NDArray[np.float32], token: int, num_top: int) -> TokenLogprob:
+    """Log-probabilities of the model itself, before temperature, bias and filters."""
+    shifted = logits_V.astype(np.float64) - float(logits_V.max())
+    logprobs = shifted - np.log(np.exp(shifted).sum())
+    top = np.argpartition(-logprobs, num_top)[:num_top] if num_top else ()
+    ranked = sorted(((int(t), float(logprobs[t])) for t in top), key=lambda pair: -pair[1])
+    return TokenLogprob(token, float(logprobs[token]), tuple(ranked))

@@ -6,12 +6,11 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from hetero.llama.model import Vocab
 from hetero.messages import Finished, Sampling, Token
-
-RouteWish = Literal["auto", "local", "split"]
+from hetero.routing.route import Route, Wish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +20,7 @@ class Request:
     max_tokens: int
     num_choices: int
     sampling: Sampling
-    route: RouteWish = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Route:
-    """Where a request went, and why."""
-
-    kind: Literal["local", "split"]
-    decode_node: str | None  # None: the request ended at its first token
-    prefill_node: str | None  # None: the decode node read the prompt itself
-    reason: str
+    route: Wish = "auto"
 
 
 @dataclass(kw_only=True)

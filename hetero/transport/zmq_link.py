@@ -109,7 +109,12 @@ class SourceLink:
         timeout_ms = int(timeout_s * 1000)
         while self.socket.poll(timeout_ms):
             timeout_ms = 0
-            yield decode_to_source(self.socket.recv())
+            try:
+                message = decode_to_source(self.socket.recv())
+            except PeerError as error:
+                logger.warning("reply dropped: %s", error)
+                continue
+            yield message
 
     def close(self) -> None:
         self.socket.close()

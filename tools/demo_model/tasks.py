@@ -59,7 +59,7 @@ def training_batch(
     """Sequences of `num_tokens` about lists of around `num_pairs` pairs."""
     tokens, targets, positions = [], [], []
     for _ in range(batch_size):
-        pairs = int(draw.integers(max(2, num_pairs * 3 // 4), num_pairs + 1))
+        pairs = int(draw.integers(num_pairs * 3 // 4, num_pairs + 1))
         sequence, list_end = recall_sequence(draw, pairs, num_tokens)
         tokens.append(sequence.tokens[:num_tokens])
         targets.append(sequence.is_target[:num_tokens])
@@ -98,18 +98,23 @@ def recall_sequence(
     for pair in pairs:
         sequence.add(*pair)
     list_end = len(sequence.tokens)
+    most_lines = MOST_LINES if draw.random() < 0.5 else 1
+    ended: set[int] = set()
     while len(sequence.tokens) < num_tokens:
         if is_chat:
-            _add_turn(sequence, draw, pairs)
+            _add_turn(sequence, draw, pairs, most_lines)
             sequence.add(USER)
         else:
-            _add_recitation(sequence, draw, pairs)
+            _add_recitation(sequence, draw, pairs, most_lines, ended)
     return sequence, list_end
 
 
-def _add_turn(sequence: Sequence, draw: np.random.Generator, pairs: list[list[int]]) -> None:
-    """A question for one or several keys, and its answer: a line for each."""
-    asked = draw.integers(len(pairs), size=_one_or_several(draw)).tolist()
+def _add_turn(
+    sequence: Sequence, draw: np.random.Generator, pairs: list[list[int]], most_lines: int
+) -> None:
+    """A question about one or several keys, and its answer: a line for each."""
+    num_lines = draw.integers(1, most_lines + 1)
+    asked = draw.choice(len(pairs), num_lines, replace=False).tolist()
     for i in asked:
         adjective, noun, _, newline = pairs[i]
         sequence.add(adjective, noun, QUESTION, newline)
@@ -120,18 +125,26 @@ def _add_turn(sequence: Sequence, draw: np.random.Generator, pairs: list[list[in
     sequence.replace_last(END)
 
 
-def _add_recitation(sequence: Sequence, draw: np.random.Generator, pairs: list[list[int]]) -> None:
-    """A key of the list, its value, and perhaps the lines that follow it in the list."""
-    first = int(draw.integers(len(pairs)))
-    adjective, noun, *rest = pairs[first]
+def _add_recitation(
+    sequence: Sequence,
+    draw: np.random.Generator,
+    pairs: list[list[int]],
+    most_lines: int,
+    ended: set[int],
+) -> None:
+    """A key of the list, its value, and perhaps the lines that follow it in the list.
+
+    Lines in `ended` were the last of a recitation before: what follows them is no longer sure.
+    """
+    at = int(draw.integers(len(pairs)))
+    adjective, noun, *rest = pairs[at]
     sequence.add(adjective, noun)
     sequence.add(*rest, predicted=True)
-    for pair in pairs[first + 1 : first + _one_or_several(draw)]:
-        sequence.add(*pair, predicted=True)
-
-
-def _one_or_several(draw: np.random.Generator) -> int:
-    return 1 if draw.random() < 0.6 else int(draw.integers(2, MOST_LINES + 1))
+    end = min(at + int(draw.integers(1, most_lines + 1)), len(pairs))
+    while at + 1 < end and at not in ended:
+        at += 1
+        sequence.add(*pairs[at], predicted=True)
+    ended.add(at)
 
 
 def spread_positions(

@@ -37,11 +37,11 @@ class Stage:
 
 # Matching one key among few is learned first; what is left for the long lists is to sharpen it.
 CURRICULUM = [
-    Stage(num_pairs=16, batch_size=16, max_steps=300, until=0.95, kv_noise=0.0, spread=False),
-    Stage(num_pairs=48, batch_size=8, max_steps=300, until=0.97, kv_noise=0.05),
-    Stage(num_pairs=128, batch_size=4, max_steps=200, until=0.98, kv_noise=0.05),
-    Stage(num_pairs=256, batch_size=3, max_steps=150, until=0.98, kv_noise=0.1),
-    Stage(num_pairs=544, batch_size=2, max_steps=150, kv_noise=0.12, last_learning_rate=1e-4),
+    Stage(num_pairs=16, batch_size=16, max_steps=250, until=0.97, kv_noise=0.0, spread=False),
+    Stage(num_pairs=48, batch_size=8, max_steps=200, until=0.985, kv_noise=0.05),
+    Stage(num_pairs=128, batch_size=4, max_steps=120, until=0.99, kv_noise=0.1),
+    Stage(num_pairs=256, batch_size=3, max_steps=60, until=0.99, kv_noise=0.1),
+    Stage(num_pairs=544, batch_size=2, max_steps=120, kv_noise=0.1, last_learning_rate=5e-5),
 ]
 
 WARM_UP_STEPS = 50

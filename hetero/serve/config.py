@@ -1,0 +1,67 @@
+"""What a node process is told in its file (`hetero node ROLE --config F`)."""
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from hetero.errors import ConfigError
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+_T = TypeVar("_T")
+
+
+class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    model: str  # path of the GGUF file; of a split one the first part
+
+
+class RouterConfig(_Config, frozen=True, kw_only=True):
+    """Listens for clients on host:port and for nodes on `control`. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    control: str = "tcp://127.0.0.1:0"
+    keep_alive_s: float = 10.0
+
+
+class PrefillConfig(_Config, frozen=True, kw_only=True):
+    router: str  # the router's control address
+    kv_k: str = "q8_0"
+    kv_v: str = "q8_0"
+    context_tokens: Positive = 8192
+    engine: Literal["auto", "torch", "llama"] = "auto"
+    attention: Literal["auto", "sdpa"] = "auto"
+    device: str = "auto"  # torch: cpu, cuda, cuda:1 ...
+    dtype: str = "auto"
+    threads: Positive = 1
+    chunk_tokens: Positive = 512
+    gpu_layers: int = 0  # llama
+
+
+class DecodeConfig(_Config, frozen=True, kw_only=True):
+    router: str
+    listen: str = "tcp://127.0.0.1:0"  # where prefill nodes send KV
+    kv_k: str = "q8_0"
+    kv_v: str = "q8_0"
+    context_tokens: Positive = 8192  # of one sequence: prompt and answer
+    slots: Positive = 4
+    unified: bool = False
+    threads: Positive = 1
+    chunk_tokens: Positive = 512
+    prefill_share: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
+    credit_bytes: Positive = 64 * 2**20  # rows that may be in flight per transfer
+    gpu_layers: int = 0
+
+
+def load_config(path: Path, kind: type[_T]) -> _T:
+    """Raises: ConfigError naming the file and the field."""
+    try:
+        return msgspec.yaml.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: can't read it: {(error.strerror or str(error)).lower()}"
+        ) from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path}: {error}") from None

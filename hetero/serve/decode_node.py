@@ -1,0 +1,221 @@
+"""The decode node: KV comes in on one thread while the engine steps on another.
+
+This thread talks: to the router (control) and to prefill nodes (transfers). It owns the staging
+blobs until they are complete, then the engine thread does.
+"""
+
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+
+import zmq
+
+from hetero.decode.engine import Admitted, Event
+from hetero.decode.sequence import Job
+from hetero.errors import EngineError, HeteroError, PeerError
+from hetero.kv.staging import StagingBlob
+from hetero.messages import (
+    Cancel,
+    Failed,
+    Finished,
+    Generate,
+    Message,
+    NodeInfo,
+    NodeLoad,
+    Refused,
+    Renew,
+    Reserve,
+    Reserved,
+    Ticket,
+    ToNode,
+    ToSink,
+    failed,
+)
+from hetero.serve.control import ControlLink
+from hetero.serve.engine_thread import EngineThread
+from hetero.serve.leases import Leases
+from hetero.transport.transfer import SinkTransfer, State
+from hetero.transport.zmq_link import SinkLink
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class _Inbound:
+    """A ticket that is out, and the connection its source came in on."""
+
+    request_id: str
+    transfer: SinkTransfer
+    peer: bytes | None = None
+
+
+class DecodeNode:
+    """Runs until `stop`, or until its engine breaks."""
+
+    def __init__(
+        self,
+        engine: EngineThread,
+        info: NodeInfo,
+        *,
+        router: str,
+        data: SinkLink,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        credit_bytes: int,
+    ) -> None:
+        self._engine = engine
+        self._info = info
+        self._data = data
+        self._credit_bytes = credit_bytes
+        self._inbound: dict[str, _Inbound] = {}  # by ticket id
+        self._leases = Leases()
+        self._choices_left: dict[str, int] = {}
+        self._kv_moved_bytes = 0
+        self._control = ControlLink(context, router, info, self.load)
+        self._stopped = False
+
+    def load(self) -> NodeLoad:
+        staged = sum(inbound.transfer.staging.num_bytes for inbound in self._inbound.values())
+        return NodeLoad(
+            active=self._engine.num_active,
+            queued=self._engine.num_queued,
+            kv_bytes_held=staged + self._engine.kv_bytes_held,
+            kv_moved_bytes=self._kv_moved_bytes,
+        )
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def run(self) -> None:
+        poller = zmq.Poller()
+        for source in (self._control.socket, self._data.socket, self._engine.events):
+            poller.register(source, zmq.POLLIN)
+        while not self._stopped:
+            poller.poll(int(1000 * self._control.beat()))
+            for message in self._control.receive():
+                self._obey(message)
+            for peer, sent, payload in self._data.receive():
+                self._take(peer, sent, payload)
+            for event in self._engine.take_events():
+                self._tell(event)
+            self._give_up_expired()
+        self._control.close()
+        self._data.close()
+
+    def _obey(self, message: ToNode) -> None:
+        match message:
+            case Reserve() | Generate():
+                self._leases.start(message.request_id, time.monotonic())
+                self._choices_left[message.request_id] = message.num_choices
+                self._engine.submit(_job(message))
+            case Cancel():
+                self._forget(message.request_id, "cancelled by the router")
+            case Renew():
+                self._leases.renew(message.request_ids, time.monotonic())
+            case _:
+                logger.warning("need no %s on a decode node, have one", type(message).__name__)
+
+    def _take(self, peer: bytes, message: ToSink, payload: memoryview | None) -> None:
+        inbound = self._inbound.get(message.ticket_id)
+        if inbound is None or inbound.peer not in (None, peer):
+            self._data.send(peer, Refused(ticket_id=message.ticket_id, reason="no such ticket"))
+            return
+        inbound.peer = peer
+        try:
+            reply = inbound.transfer.receive(message, payload)
+        except PeerError as error:
+            logger.warning("request %s: %s", inbound.request_id, error)
+            self._fail(inbound.request_id, error)
+            return
+        if payload is not None:
+            self._kv_moved_bytes += len(payload)
+        if reply is not None:
+            self._data.send(peer, reply)
+        if inbound.transfer.state is State.DONE:
+            del self._inbound[message.ticket_id]
+            self._engine.join(
+                inbound.request_id, inbound.transfer.staging.blob, inbound.transfer.first_tokens
+            )
+
+    def _tell(self, event: Event) -> None:
+        match event:
+            case Admitted(job=job):
+                self._control.send(self._reserve(job))
+            case Failed():
+                self._drop_inbound(event.request_id, event.message)
+                self._end(event.request_id)
+                self._control.send(event)
+            case Finished() if event.request_id in self._choices_left:
+                self._control.send(event)
+                self._choices_left[event.request_id] -= 1
+                if self._choices_left[event.request_id] == 0:
+                    self._end(event.request_id)
+            case Message():
+                self._control.send(event)
+
+    def _reserve(self, job: Job) -> Message:
+        ticket = Ticket(
+            # Never reused, so that a late writer can't reach another request's rows.
+            ticket_id=f"{job.request_id}.{uuid.uuid4().hex[:12]}",
+            address=self._data.address,
+            num_tokens=job.num_prompt_tokens,
+            lease_s=self._leases.lease_s,
+        )
+        if job.request_id not in self._leases:  # cancelled while it was being admitted
+            self._engine.cancel(job.request_id)
+            return failed(job.request_id, EngineError("cancelled before it was admitted"))
+        try:
+            staging = StagingBlob(
+                self._info.fingerprint.layout, job.num_prompt_tokens, self._engine.num_streams
+            )
+        except MemoryError:
+            self._engine.cancel(job.request_id)
+            self._end(job.request_id)
+            need = job.num_prompt_tokens * self._info.fingerprint.layout.token_bytes
+            return failed(job.request_id, EngineError(f"staging: need {need} bytes, have fewer"))
+        transfer = SinkTransfer(ticket, self._info.fingerprint, staging, self._credit_bytes)
+        self._inbound[ticket.ticket_id] = _Inbound(request_id=job.request_id, transfer=transfer)
+        return Reserved(request_id=job.request_id, ticket=ticket)
+
+    def _give_up_expired(self) -> None:
+        for request_id in self._leases.expired(time.monotonic()):
+            lease_s = self._leases.lease_s
+            self._fail(
+                request_id, PeerError(f"router: need a renewal every {lease_s:g} s, have none")
+            )
+
+    def _fail(self, request_id: str, error: HeteroError) -> None:
+        self._forget(request_id, str(error))
+        self._control.send(failed(request_id, error))
+
+    def _forget(self, request_id: str, reason: str) -> None:
+        """Free everything of a request here, and tell its source to stop."""
+        self._drop_inbound(request_id, reason)
+        self._end(request_id)
+        self._engine.cancel(request_id)
+
+    def _drop_inbound(self, request_id: str, reason: str) -> None:
+        for ticket_id, inbound in list(self._inbound.items()):
+            if inbound.request_id == request_id:
+                del self._inbound[ticket_id]
+                if inbound.peer is not None:
+                    self._data.send(inbound.peer, Refused(ticket_id=ticket_id, reason=reason))
+
+    def _end(self, request_id: str) -> None:
+        self._leases.end(request_id)
+        self._choices_left.pop(request_id, None)
+
+
+def _job(message: Reserve | Generate) -> Job:
+    prompt = message.prompt if isinstance(message, Generate) else None
+    num_prompt_tokens = (
+        len(message.prompt) if isinstance(message, Generate) else message.num_prompt_tokens
+    )
+    return Job(
+        request_id=message.request_id,
+        num_prompt_tokens=num_prompt_tokens,
+        max_tokens=message.max_tokens,
+        num_choices=message.num_choices,
+        sampling=message.sampling,
+        prompt=prompt,
+    )
