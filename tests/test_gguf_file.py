@@ -1,5 +1,6 @@
 import shutil
 import struct
+import tracemalloc
 
 import gguf
 import numpy as np
@@ -77,6 +78,18 @@ def test_dequantizing_in_small_blocks_changes_nothing(tmp_path, monkeypatch, wei
     monkeypatch.setattr(gguf_file, "DEQUANTIZE_BLOCK_VALUES", 7 * 256)
     for name, values in zip(names, whole, strict=True):
         np.testing.assert_array_equal(model.dequantize(name), values)
+
+
+def test_dequantizing_needs_little_more_memory_than_the_result(tmp_path, monkeypatch):
+    path = write_tiny_model(tmp_path / "m.gguf", num_layers=0, vocab=20_000, weight_type="q8_0")
+    model = GGUFFile.open(path)
+    monkeypatch.setattr(gguf_file, "DEQUANTIZE_BLOCK_VALUES", 2**16)
+    tracemalloc.start()
+    values = model.dequantize("token_embd.weight")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert values.nbytes == 20_000 * 256 * 4
+    assert peak_bytes < values.nbytes + 4 * 2**20
 
 
 def test_expert_tensors_keep_their_three_axes(tmp_path):

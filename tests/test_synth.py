@@ -1,4 +1,5 @@
 import shutil
+import tracemalloc
 from collections import namedtuple
 
 import gguf
@@ -131,6 +132,17 @@ def test_the_same_seed_gives_the_same_file(tmp_path):
     )
     assert first == again
     assert first != other
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(synth, "CHUNK_BYTES", 2**18)
+    shape = tiny_shape(hidden=1024, ffn=4096, num_layers=4)
+    tracemalloc.start()
+    path = write_synthetic(shape, "q8_0", tmp_path / "m.gguf")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert path.stat().st_size > 50 * 2**20
+    assert peak_bytes < 4 * 2**20
 
 
 def test_text_survives_the_tokenizer(tmp_path):

@@ -1,5 +1,7 @@
 """TextStream against the plain definition: decode everything, then search it for stop strings."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ def run(pieces: list[bytes], stop: list[str]) -> tuple[str, bool]:
 
 def cut(raw: bytes, at: list[int]) -> list[bytes]:
     edges = sorted({0, len(raw), *(place % (len(raw) + 1) for place in at)})
-    return [raw[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [raw[start:end] for start, end in pairwise(edges)]
 
 
 def expected(text: str, stop: list[str]) -> tuple[str, bool]:

@@ -86,7 +86,7 @@ def test_credit_is_never_exceeded_and_every_row_arrives(chunk, credit_bytes, lag
             message, rows = on_the_way.pop(0)
             source.receive(sink.receive(message, rows), 0.0)
             sizes.pop(0)
-        on_the_way.append((source.rows(frame, 0.0), payload(frame)))
+        on_the_way.append((source.rows(frame, handed_over=0.0, now=0.0), payload(frame)))
         sizes.append(frame.rows.nbytes)
         assert sum(sizes) <= credit_bytes or len(sizes) == 1
         while len(on_the_way) > lag:
@@ -108,7 +108,9 @@ def test_wire_seconds_count_only_while_something_is_in_flight():
     source, sink = opened()
     sent = list(frames())
     for i, (frame, start, end) in enumerate(zip(sent, [0, 5, 9, 20], [2, 6, 11, 23], strict=False)):
-        reply = sink.receive(source.rows(frame, float(start)), payload(frame))
+        reply = sink.receive(
+            source.rows(frame, handed_over=float(start), now=float(start)), payload(frame)
+        )
         source.receive(reply, float(end))
         assert source.wire_s == [2, 3, 5, 8][i]
     assert source.last_group_s == 23 - 9  # the group's K was handed over at 9, its V came at 23
@@ -188,7 +190,7 @@ def test_every_message_the_table_does_not_list_is_the_sinks_fault(state, message
 def test_a_flipped_bit_is_noticed():
     source, sink = opened()
     frame = next(frames())
-    header = source.rows(frame, 0.0)
+    header = source.rows(frame, handed_over=0.0, now=0.0)
     frame.rows[0, 1, 7] ^= 4
     with pytest.raises(PeerError, match="damaged on the way"):
         sink.receive(header, payload(frame))
@@ -197,7 +199,7 @@ def test_a_flipped_bit_is_noticed():
 def test_a_cut_frame_is_noticed():
     source, sink = opened()
     frame = next(frames())
-    header = source.rows(frame, 0.0)
+    header = source.rows(frame, handed_over=0.0, now=0.0)
     with pytest.raises(PeerError, match="need rows of 1 layers x 3 tokens, have 203 bytes"):
         sink.receive(header, payload(frame)[:-1])
 
@@ -205,13 +207,13 @@ def test_a_cut_frame_is_noticed():
 def test_a_header_without_rows_is_the_sources_fault():
     source, sink = opened()
     with pytest.raises(PeerError, match="need rows after their header"):
-        sink.receive(source.rows(next(frames()), 0.0))
+        sink.receive(source.rows(next(frames()), handed_over=0.0, now=0.0))
 
 
 def test_done_before_the_last_row_is_the_sources_fault():
     source, sink = opened()
     for frame in list(frames())[:-1]:
-        sink.receive(source.rows(frame, 0.0), payload(frame))
+        sink.receive(source.rows(frame, handed_over=0.0, now=0.0), payload(frame))
     with pytest.raises(PeerError, match="need every row before Done"):
         sink.receive(Done(ticket_id="r.1", first_tokens=FIRST))
 

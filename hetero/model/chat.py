@@ -15,6 +15,7 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hetero.errors import ConfigError
@@ -40,9 +41,9 @@ def render_chat(
     Raises: ConfigError with the template's own words when it refuses the messages.
     """
     variables = {
-        **extras,
         "tools": None,
         "documents": None,
+        **extras,
         "messages": [_plain_message(index, message) for index, message in enumerate(messages)],
         "bos_token": bos,
         "eos_token": eos,
@@ -95,6 +96,20 @@ def _text_parts(index: int, parts: Iterable[object]) -> Iterator[str]:
         yield part["text"]
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """jinja2's sandbox, less the two operators that make gigabytes out of a few characters."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        sizes = [
+            len(side) if isinstance(side, str | list | tuple) else side for side in (left, right)
+        ]
+        if operator == "**" or sizes[0] * sizes[1] > MAX_PROMPT_CHARS:
+            raise jinja2.TemplateError(f"it computes something huge with {operator}")
+        return left * right
+
+
 class _BoundedRange:
     """`range` for one rendering. The sandbox bounds each loop, but not loops within loops."""
 
@@ -127,7 +142,7 @@ class _GenerationBlock(Extension):
 # several models one after the other.
 @lru_cache(maxsize=8)
 def _compile(template: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
     )
     environment.filters["tojson"] = _tojson

@@ -230,7 +230,7 @@ def _fetch(
                 status = error.response.status_code
                 raise ModelError(f"{file.name}: the hub refuses it with status {status}") from error
             reason = f"status {error.response.status_code}"
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             reason = str(error) or type(error).__name__
         else:
             reason = "the connection closed early"

@@ -32,6 +32,7 @@ class PrefillEngine(Protocol):
     attention: str  # what computes attention: "sdpa", "triton", "llama"
     layout: KVLayout
     max_prompt_tokens: int
+    chunk_tokens: int
 
     def start(self, tokens: Sequence[int], *, want_rows: bool = True) -> PrefillRun:
         """Begin a prompt. One run at a time. `want_rows=False` computes the logits alone."""

@@ -20,6 +20,7 @@ from hetero.kv.types import kv_type
 from hetero.llama.batch import Batch
 from hetero.llama.context import Context, ContextConfig
 from hetero.llama.model import Model
+from hetero.prefill.frame_plan import layer_groups, token_ranges
 
 _PROMPT, _SCRATCH = 0, 1
 
@@ -122,17 +123,17 @@ class LlamaRun:
         self.pack_s += time.perf_counter() - started
 
         kinds: tuple[Kind, Kind] = ("k", "v")
-        layer_bytes = (end - first) * max(layout.k_row_bytes, layout.v_row_bytes)
-        group = max(1, self._engine.frame_bytes // layer_bytes)
-        for first_layer in range(0, layout.num_layers, group):
-            end_layer = min(first_layer + group, layout.num_layers)
+        for layers in layer_groups(layout, end - first, self._engine.frame_bytes):
             for kind in kinds:
-                layers = range(first_layer, end_layer)
-                yield RowFrame(
-                    kind=kind,
-                    first_layer=first_layer,
-                    end_layer=end_layer,
-                    first_token=first,
-                    end_token=end,
-                    rows=np.stack([state.rows(blob, kind, layer) for layer in layers]),
-                )
+                row_bytes = len(layers) * layout.row_bytes(kind)
+                rows = [state.rows(blob, kind, layer) for layer in layers]
+                for tokens in token_ranges(first, end, row_bytes, self._engine.frame_bytes):
+                    part = slice(tokens.start - first, tokens.stop - first)
+                    yield RowFrame(
+                        kind=kind,
+                        first_layer=layers.start,
+                        end_layer=layers.stop,
+                        first_token=tokens.start,
+                        end_token=tokens.stop,
+                        rows=np.stack([layer_rows[part] for layer_rows in rows]),
+                    )

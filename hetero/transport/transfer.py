@@ -171,6 +171,11 @@ class SourceTransfer:
     def is_acknowledged(self) -> bool:
         return self.state is State.DONE and not self._in_flight
 
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether it is the sink's turn to speak."""
+        return self.state is State.OPENING or bool(self._in_flight)
+
     def open(self) -> Open:
         self._must_be(State.TICKETED, "open")
         self.state = State.OPENING
@@ -182,14 +187,14 @@ class SourceTransfer:
             return False
         return num_bytes <= self._credit_bytes or not self._in_flight
 
-    def rows(self, frame: RowFrame, now: float) -> Rows:
-        """The header of a frame that is handed to the link at `now`."""
+    def rows(self, frame: RowFrame, *, handed_over: float, now: float) -> Rows:
+        """The header of a frame that was ready at `handed_over` and is sent `now`."""
         self._must_be(State.MOVING, "send rows")
         if not self._in_flight:
             self._busy_since = now
         group = (frame.first_layer, frame.first_token)
         if group != self._group:
-            self._group, self._group_since = group, now
+            self._group, self._group_since = group, handed_over
         self._in_flight.append(frame.rows.nbytes)
         self._credit_bytes -= frame.rows.nbytes
         self.sent_bytes += frame.rows.nbytes

@@ -6,6 +6,7 @@ same three calls.
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,7 @@ _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 2_000, 10_000
 _ZERO_COPY_BYTES = 64 * 1024
 
 
-def set_link_options(socket: "zmq.Socket[bytes]", max_bytes: int) -> None:
+def set_link_options(socket: "zmq.Socket[Any]", max_bytes: int) -> None:
     """What every hetero socket has: no lingering, bounded messages, dead peers noticed."""
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
@@ -44,7 +45,7 @@ def set_link_options(socket: "zmq.Socket[bytes]", max_bytes: int) -> None:
     socket.setsockopt(zmq.RCVHWM, 0)
 
 
-def bind(socket: "zmq.Socket[bytes]", address: str) -> str:
+def bind(socket: "zmq.Socket[Any]", address: str) -> str:
     """Bind to `tcp://host:port` (port 0 or *: any); the address others can dial.
 
     Raises: ConfigError if the port is taken or the address is not of this machine.

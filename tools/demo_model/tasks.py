@@ -27,7 +27,7 @@ from hetero.model.demo import CITIES, NOUNS, NUM_KEYS
 # Positions a list is spread over in training: the context length that the file promises.
 MAX_POSITION = 8192
 
-# Keys in one question, and lines recited in one go.
+# Lines of the list recited in one go.
 MOST_LINES = 12
 
 
@@ -98,38 +98,27 @@ def recall_sequence(
     for pair in pairs:
         sequence.add(*pair)
     list_end = len(sequence.tokens)
-    most_lines = MOST_LINES if draw.random() < 0.5 else 1
     ended: set[int] = set()
     while len(sequence.tokens) < num_tokens:
         if is_chat:
-            _add_turn(sequence, draw, pairs, most_lines)
-            sequence.add(USER)
+            _add_turn(sequence, pairs[draw.integers(num_pairs)])
         else:
-            _add_recitation(sequence, draw, pairs, most_lines, ended)
+            _add_recitation(sequence, draw, pairs, ended)
     return sequence, list_end
 
 
-def _add_turn(
-    sequence: Sequence, draw: np.random.Generator, pairs: list[list[int]], most_lines: int
-) -> None:
-    """A question about one or several keys, and its answer: a line for each."""
-    num_lines = draw.integers(1, most_lines + 1)
-    asked = draw.choice(len(pairs), num_lines, replace=False).tolist()
-    for i in asked:
-        adjective, noun, _, newline = pairs[i]
-        sequence.add(adjective, noun, QUESTION, newline)
-    sequence.replace_last(END)
-    sequence.add(ASSISTANT)
-    for i in asked:
-        sequence.add(*pairs[i], predicted=True)
-    sequence.replace_last(END)
+def _add_turn(sequence: Sequence, pair: list[int]) -> None:
+    """A question, its answer, and the start of the user's next message."""
+    adjective, noun, city, _ = pair
+    sequence.add(adjective, noun, QUESTION, END, ASSISTANT)
+    sequence.add(adjective, noun, city, END, predicted=True)
+    sequence.add(USER)
 
 
 def _add_recitation(
     sequence: Sequence,
     draw: np.random.Generator,
     pairs: list[list[int]],
-    most_lines: int,
     ended: set[int],
 ) -> None:
     """A key of the list, its value, and perhaps the lines that follow it in the list.
@@ -140,7 +129,8 @@ def _add_recitation(
     adjective, noun, *rest = pairs[at]
     sequence.add(adjective, noun)
     sequence.add(*rest, predicted=True)
-    end = min(at + int(draw.integers(1, most_lines + 1)), len(pairs))
+    num_lines = draw.integers(2, MOST_LINES + 1) if draw.random() < 0.5 else 1
+    end = min(at + int(num_lines), len(pairs))
     while at + 1 < end and at not in ended:
         at += 1
         sequence.add(*pairs[at], predicted=True)

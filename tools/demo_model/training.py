@@ -41,7 +41,7 @@ CURRICULUM = [
     Stage(num_pairs=48, batch_size=8, max_steps=200, until=0.985, kv_noise=0.05),
     Stage(num_pairs=128, batch_size=4, max_steps=120, until=0.99, kv_noise=0.1),
     Stage(num_pairs=256, batch_size=3, max_steps=60, until=0.99, kv_noise=0.1),
-    Stage(num_pairs=544, batch_size=2, max_steps=120, kv_noise=0.1, last_learning_rate=5e-5),
+    Stage(num_pairs=544, batch_size=2, max_steps=140, kv_noise=0.12, last_learning_rate=5e-5),
 ]
 
 WARM_UP_STEPS = 50

@@ -1,0 +1,318 @@
+"""The router: requests in, routes chosen, nodes told, tokens out. One asyncio loop, no engine.
+
+Nodes dial in and say who they are. What a request holds on a node is renewed here while it lasts;
+when a client goes, or a node fails, the others are told to let go.
+"""
+
+import asyncio
+import logging
+import os
+import socket as sockets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from hetero import __version__
+from hetero.errors import EngineError, HeteroError, PeerError
+from hetero.messages import (
+    Cancel,
+    Generated,
+    Heartbeat,
+    Hello,
+    Message,
+    ModelFingerprint,
+    NodeInfo,
+    NodeLoad,
+    Renew,
+    Reserved,
+    Token,
+    ToRouter,
+    WhoAreYou,
+    decode_to_router,
+    encode,
+    failed,
+)
+from hetero.routing.route import NodeView, choose_route
+from hetero.serve.control import HEARTBEAT_S, MAX_CONTROL_BYTES
+from hetero.serve.flight import Flight, FromNode
+from hetero.serve.leases import LEASE_S
+from hetero.serve.metrics import RouterMetrics
+from hetero.serve.service import Request, ServedModel, Update
+from hetero.transport.zmq_link import bind, set_link_options
+
+logger = logging.getLogger(__name__)
+
+# Heartbeats come every second; a node that is silent for this long is taken for dead. Long enough
+# for a node whose cores are all computing.
+LOST_AFTER_S = 10 * HEARTBEAT_S
+
+_RENEW_EVERY_S = LEASE_S / 6
+
+# How long a finished answer waits for the prefill node's report on the transfer.
+_REPORT_WAIT_S = 1.0
+
+
+@dataclass(kw_only=True)
+class _Node:
+    info: NodeInfo
+    load: NodeLoad
+    last_seen: float
+    refused: str = ""  # why it may not serve; empty if it may
+    is_lost: bool = False
+    flights: set[str] = field(default_factory=set)
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.refused and not self.is_lost
+
+
+class Router:
+    """A `Service` over the nodes that have dialled in."""
+
+    def __init__(self, name: str, model: ServedModel, fingerprint: ModelFingerprint) -> None:
+        self.metrics_registry = RouterMetrics(self._loads)
+        self._name = name
+        self._model = model
+        self._fingerprint = fingerprint
+        self._nodes: dict[str, _Node] = {}
+        self._flights: dict[str, tuple[Flight, asyncio.Queue[FromNode]]] = {}
+        self._outbox: asyncio.Queue[tuple[str, Message]] = asyncio.Queue()
+        self._socket: zmq.asyncio.Socket | None = None
+
+    def listen(self, address: str) -> str:
+        """Bind the control socket; the address nodes dial."""
+        self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        set_link_options(self._socket, MAX_CONTROL_BYTES)
+        # A restarted node comes back under its name before the old connection is known dead.
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        return bind(self._socket, address)
+
+    async def run(self) -> None:
+        """Talk with the nodes until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._hear())
+                tasks.create_task(self._speak())
+                tasks.create_task(self._renew())
+                tasks.create_task(self._watch())
+        finally:
+            if self._socket is not None:
+                self._socket.close()
+
+    @property
+    def model(self) -> ServedModel:
+        ready = [n.info for n in self._nodes.values() if n.is_ready and n.info.role == "decode"]
+        return replace(
+            self._model, context_tokens=max((info.context_tokens for info in ready), default=0)
+        )
+
+    async def generate(self, request: Request) -> AsyncGenerator[Update, None]:
+        route = choose_route(
+            num_prompt_tokens=len(request.prompt),
+            max_tokens=request.max_tokens,
+            num_choices=request.num_choices,
+            wish=request.route,
+            nodes=[
+                NodeView(info=node.info, num_requests=len(node.flights))
+                for node in self._nodes.values()
+                if node.is_ready
+            ],
+        )
+        reader = self._nodes[route.prefill_node or route.decode_node or ""].info
+        flight = Flight(request, route, reader, self._model.vocab.end_tokens)
+        inbox: asyncio.Queue[FromNode] = asyncio.Queue()
+        self._flights[request.request_id] = (flight, inbox)
+        for name in flight.busy_nodes:
+            self._nodes[name].flights.add(request.request_id)
+        self.metrics_registry.prompt_tokens.inc(len(request.prompt))
+        outcome = "cancelled"
+        try:
+            self._say(*flight.opening())
+            async for update in self._updates(flight, inbox):
+                yield update
+            outcome = "ok"
+        except HeteroError:
+            outcome = "failed"
+            raise
+        finally:
+            self.metrics_registry.requests.labels(route.kind, outcome).inc()
+            self._land(flight)
+
+    def status(self) -> dict[str, Any]:
+        router = {
+            "name": self._name,
+            "role": "router",
+            "host": sockets.gethostname(),
+            "pid": os.getpid(),
+            "health": "ready" if self.model.context_tokens else "starting",
+            "kv_bytes_held": 0,
+            "active": len(self._flights),
+            "queued": 0,
+            "versions": {"hetero": __version__},
+        }
+        return {"cluster": self._name, "nodes": [router, *map(_node_status, self._nodes.values())]}
+
+    def metrics(self) -> str:
+        return self.metrics_registry.text()
+
+    async def _updates(
+        self, flight: Flight, inbox: "asyncio.Queue[FromNode]"
+    ) -> AsyncGenerator[Update, None]:
+        metrics, kind = self.metrics_registry, flight.route.kind
+        last_token_at: dict[int, float] = {}
+        while not flight.has_ended:
+            message = await inbox.get()
+            if isinstance(message, Reserved):
+                self._say(*flight.reply(message))
+                continue
+            for update in flight.take(message):
+                if isinstance(update, Token):
+                    now = time.perf_counter()
+                    if update.choice in last_token_at:
+                        metrics.itl.labels(kind).observe(now - last_token_at[update.choice])
+                    last_token_at[update.choice] = now
+                    metrics.generated_tokens.inc()
+                yield update
+        if flight.awaits_transfer_report:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REPORT_WAIT_S):
+                    while flight.awaits_transfer_report:
+                        for _ in flight.take(await inbox.get()):
+                            pass
+        summary = flight.summary()
+        metrics.ttft.labels(kind).observe(summary.timings.ttft_s)
+        if summary.timings.exposed_s:
+            metrics.exposed.observe(summary.timings.exposed_s)
+        yield summary
+
+    def _land(self, flight: Flight) -> None:
+        """The request is over here: nodes that still work for it are told to stop."""
+        request_id = flight.request.request_id
+        del self._flights[request_id]
+        for name in flight.busy_nodes:
+            self._say(name, Cancel(request_id=request_id))
+        for node in self._nodes.values():
+            node.flights.discard(request_id)
+
+    def _say(self, node: str, message: Message) -> None:
+        self._outbox.put_nowait((node, message))
+
+    async def _speak(self) -> None:
+        assert self._socket is not None
+        while True:
+            node, message = await self._outbox.get()
+            await self._socket.send_multipart([node.encode(), encode(message)])
+
+    async def _hear(self) -> None:
+        assert self._socket is not None
+        while True:
+            name, *parts = await self._socket.recv_multipart()
+            try:
+                if len(parts) != 1:
+                    raise PeerError(f"message: need 1 part, have {len(parts)}")
+                self._take(name.decode("utf-8", "replace"), decode_to_router(parts[0]))
+            except PeerError as error:
+                logger.warning("control message from %r dropped: %s", name, error)
+
+    def _take(self, name: str, message: ToRouter) -> None:
+        if isinstance(message, Hello):
+            self._welcome(name, message)
+            return
+        node = self._nodes.get(name)
+        if node is None or node.is_lost:
+            self._say(name, WhoAreYou())
+            return
+        node.last_seen = time.monotonic()
+        match message:
+            case Heartbeat():
+                node.load = message.load
+            case Generated():
+                for token in message.tokens:
+                    self._deliver(name, token.request_id, token)
+            case _:
+                self._deliver(name, message.request_id, message)
+
+    def _deliver(self, name: str, request_id: str, message: FromNode) -> None:
+        """To the request's flight, if that node is one of its two; late words are dropped."""
+        flight, inbox = self._flights.get(request_id, (None, None))
+        if flight is None or inbox is None:
+            return
+        if name not in (flight.route.decode_node, flight.route.prefill_node):
+            raise PeerError(
+                f"request {request_id}: need word from its own nodes, have it from {name}"
+            )
+        inbox.put_nowait(message)
+
+    def _welcome(self, name: str, message: Hello) -> None:
+        if name != message.info.name:
+            raise PeerError(
+                f"hello: need the name {name!r} of the connection, have {message.info.name!r}"
+            )
+        known = self._nodes.get(name)
+        if known is not None and known.info.pid != message.info.pid:
+            self._lose(known, "was restarted")
+        differing = [
+            f"{part}: {getattr(self._fingerprint, part)[:16]} here, "
+            f"{getattr(message.info.fingerprint.model, part)[:16]} there"
+            for part in ModelFingerprint.__struct_fields__
+            if getattr(self._fingerprint, part) != getattr(message.info.fingerprint.model, part)
+        ]
+        refused = f"another model: {'; '.join(differing)}" if differing else ""
+        if refused:
+            logger.error("node %s refused: %s", name, refused)
+        self._nodes[name] = _Node(
+            info=message.info,
+            load=message.load,
+            last_seen=time.monotonic(),
+            refused=refused,
+            flights=known.flights if known and not known.is_lost else set(),
+        )
+        logger.info("node %s (%s) is here", name, message.info.role)
+
+    def _lose(self, node: _Node, why: str) -> None:
+        """Fail what the node was working on; its leases there will run out by themselves."""
+        logger.error("node %s %s", node.info.name, why)
+        node.is_lost = True
+        for request_id in list(node.flights):
+            flight, inbox = self._flights[request_id]
+            flight.busy_nodes.discard(node.info.name)
+            inbox.put_nowait(failed(request_id, EngineError(f"node {node.info.name} {why}")))
+        node.flights.clear()
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_EVERY_S)
+            for name, node in self._nodes.items():
+                if node.flights and not node.is_lost:
+                    self._say(name, Renew(request_ids=tuple(node.flights)))
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            deadline = time.monotonic() - LOST_AFTER_S
+            for node in self._nodes.values():
+                if not node.is_lost and node.last_seen < deadline:
+                    self._lose(node, f"was silent for {LOST_AFTER_S:g} s")
+
+    def _loads(self) -> dict[str, NodeLoad]:
+        return {name: node.load for name, node in self._nodes.items() if not node.is_lost}
+
+
+def _node_status(node: _Node) -> dict[str, Any]:
+    status = {
+        "name": node.info.name,
+        "role": node.info.role,
+        "host": node.info.host,
+        "pid": node.info.pid,
+        "health": "lost" if node.is_lost else "refused" if node.refused else "ready",
+        "kv_bytes_held": node.load.kv_bytes_held,
+        "active": node.load.active,
+        "queued": node.load.queued,
+        "versions": node.info.versions,
+    }
+    return status | {"error": node.refused} if node.refused else status

@@ -1,0 +1,207 @@
+"""Sends packed rows on a thread of its own, so that credit and acknowledgements never wait for
+the computing, and their times are true.
+
+The computing thread hands frames over and blocks only while too much waits to be sent: that bounds
+the packed bytes in memory to about two chunks, whatever the wire does.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import zmq
+
+from hetero.errors import PeerError
+from hetero.kv.rows import RowFrame
+from hetero.messages import Fingerprint, Message, Sent, Ticket, Token, ToSource, failed
+from hetero.serve.mailbox import Mailbox
+from hetero.transport.transfer import SourceTransfer, State
+from hetero.transport.zmq_link import SourceLink
+
+logger = logging.getLogger(__name__)
+
+# Between looks for transfers whose sink has fallen silent, and jobs cancelled while they wait.
+_CHECK_S = 0.5
+
+
+@dataclass(eq=False, kw_only=True)
+class Outbound:
+    """One transfer. The computing thread waits on `changed`; the sending thread does the rest."""
+
+    request_id: str
+    transfer: SourceTransfer
+    link: SourceLink | None = None
+    waiting: deque[tuple[RowFrame, float]] = field(default_factory=deque)  # frame, handed over at
+    waiting_bytes: int = 0
+    first_tokens: tuple[Token, ...] | None = None  # set when every frame is handed over
+    error: PeerError | None = None
+    heard_at: float = field(default_factory=time.monotonic)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+
+class Sender:
+    """All transfers of a prefill node. Results (`Sent`, `Failed`) go to the node's mailbox."""
+
+    def __init__(
+        self,
+        fingerprint: Fingerprint,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        results: "Mailbox[Message | BaseException]",
+    ) -> None:
+        self.moved_bytes = 0
+        self._fingerprint = fingerprint
+        self._zmq = context
+        self._results = results
+        self._commands: Mailbox[Callable[[], None]] = Mailbox()
+        self._links: dict[str, SourceLink] = {}  # by address
+        self._outbound: dict[str, Outbound] = {}  # by ticket id
+        self._poller = zmq.Poller()
+        self._poller.register(self._commands, zmq.POLLIN)
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+        self._thread.start()
+
+    def open(self, request_id: str, ticket: Ticket) -> Outbound:
+        outbound = Outbound(
+            request_id=request_id, transfer=SourceTransfer(ticket, self._fingerprint)
+        )
+        self._commands.put(lambda: self._open(outbound))
+        return outbound
+
+    def put(
+        self,
+        outbound: Outbound,
+        frame: RowFrame,
+        limit_bytes: int,
+        still_wanted: Callable[[], None],
+    ) -> float:
+        """Hand a frame over; the seconds that took, while `limit_bytes` were waiting.
+
+        Raises: PeerError if the transfer has failed, or what `still_wanted` raises.
+        """
+        started = time.perf_counter()
+        with outbound.changed:
+            while outbound.error is None and outbound.waiting_bytes > limit_bytes:
+                outbound.changed.wait(_CHECK_S)
+                still_wanted()
+            if outbound.error is not None:
+                raise outbound.error
+            outbound.waiting.append((frame, time.perf_counter()))
+            outbound.waiting_bytes += frame.rows.nbytes
+        self._commands.put(lambda: self._pump(outbound))
+        return time.perf_counter() - started
+
+    def finish(self, outbound: Outbound, first_tokens: tuple[Token, ...]) -> None:
+        """No more frames: say so to the sink once all are sent."""
+
+        def command() -> None:
+            outbound.first_tokens = first_tokens
+            self._pump(outbound)
+
+        self._commands.put(command)
+
+    def abort(self, outbound: Outbound, reason: str) -> None:
+        def command() -> None:
+            if self._outbound.pop(outbound.transfer.ticket.ticket_id, None) and outbound.link:
+                outbound.link.send(outbound.transfer.abort(reason))
+
+        self._commands.put(command)
+
+    def close(self) -> None:
+        def command() -> None:
+            self._stopped = True
+
+        self._commands.put(command)
+        self._thread.join()
+        self._commands.close()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped:
+                self._poller.poll(int(1000 * _CHECK_S))
+                for command in self._commands.take_all():
+                    command()
+                for link in self._links.values():
+                    for message in link.receive():
+                        self._hear(message)
+                self._give_up_silent()
+        except BaseException as error:  # not swallowed: the node raises it from its own thread
+            self._results.put(error)
+        finally:
+            for link in self._links.values():
+                link.close()
+
+    def _open(self, outbound: Outbound) -> None:
+        ticket = outbound.transfer.ticket
+        if ticket.address not in self._links:
+            link = self._links[ticket.address] = SourceLink(self._zmq, ticket.address)
+            self._poller.register(link.socket, zmq.POLLIN)
+        outbound.link = self._links[ticket.address]
+        self._outbound[ticket.ticket_id] = outbound
+        outbound.link.send(outbound.transfer.open())
+
+    def _hear(self, message: ToSource) -> None:
+        outbound = self._outbound.get(message.ticket_id)
+        if outbound is None:
+            return  # of a transfer that was aborted here
+        outbound.heard_at = time.monotonic()
+        try:
+            outbound.transfer.receive(message, time.perf_counter())
+        except PeerError as error:
+            self._fail(outbound, error)
+            return
+        self._pump(outbound)
+
+    def _pump(self, outbound: Outbound) -> None:
+        """Send what credit allows; after the last frame say Done, after its credit report."""
+        transfer = outbound.transfer
+        if outbound.link is None or transfer.ticket.ticket_id not in self._outbound:
+            return
+        with outbound.changed:
+            while outbound.waiting and transfer.may_send(outbound.waiting[0][0].rows.nbytes):
+                frame, handed_over = outbound.waiting.popleft()
+                header = transfer.rows(frame, handed_over=handed_over, now=time.perf_counter())
+                outbound.link.send(header, frame.rows)
+                outbound.waiting_bytes -= frame.rows.nbytes
+                self.moved_bytes += frame.rows.nbytes
+                outbound.changed.notify()
+        if outbound.waiting or outbound.first_tokens is None:
+            return
+        if transfer.state is State.MOVING:
+            outbound.link.send(transfer.done(outbound.first_tokens))
+        if transfer.is_acknowledged:
+            del self._outbound[transfer.ticket.ticket_id]
+            self._results.put(
+                Sent(
+                    request_id=outbound.request_id,
+                    kv_bytes=transfer.sent_bytes,
+                    wire_s=transfer.wire_s,
+                    last_group_s=transfer.last_group_s,
+                )
+            )
+
+    def _give_up_silent(self) -> None:
+        """A sink owes an answer while a transfer opens and while frames are in flight."""
+        now = time.monotonic()
+        for outbound in list(self._outbound.values()):
+            ticket = outbound.transfer.ticket
+            if not outbound.transfer.awaits_answer:
+                outbound.heard_at = now
+            elif now - outbound.heard_at > ticket.lease_s:
+                late = (
+                    f"decode node at {ticket.address}: need an answer within {ticket.lease_s:g} s"
+                )
+                self._fail(outbound, PeerError(f"{late}, have none"))
+
+    def _fail(self, outbound: Outbound, error: PeerError) -> None:
+        """Tell whoever is there to hear: the computing thread, or after it the router."""
+        del self._outbound[outbound.transfer.ticket.ticket_id]
+        with outbound.changed:
+            outbound.error = error
+            outbound.waiting.clear()
+            outbound.changed.notify()
+        if outbound.first_tokens is not None:
+            self._results.put(failed(outbound.request_id, error))

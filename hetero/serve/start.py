@@ -1,0 +1,270 @@
+"""Starting a node: from its config file's content to the running process. Blocks until stopped."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import zmq
+
+from hetero import __version__
+from hetero.decode.engine import DecodeConfig as EngineConfig
+from hetero.decode.engine import DecodeEngine
+from hetero.decode.grammar import GrammarChecker
+from hetero.errors import ConfigError, ModelError
+from hetero.kv.layout import KVLayout, kv_layout
+from hetero.llama.model import Model
+from hetero.messages import Fingerprint, NodeInfo
+from hetero.model.fingerprint import fingerprint_model
+from hetero.model.gguf_file import GGUFFile
+from hetero.model.spec import ModelSpec, gguf_to_spec
+from hetero.prefill.engine import PrefillEngine
+from hetero.serve.config import DecodeConfig, PrefillConfig, RouterConfig
+from hetero.serve.decode_node import DecodeNode
+from hetero.serve.engine_thread import EngineThread
+from hetero.serve.http import make_app
+from hetero.serve.prefill_node import PrefillNode
+from hetero.serve.prefill_worker import PrefillWorker
+from hetero.serve.router import Router
+from hetero.serve.service import ServedModel
+from hetero.transport.zmq_link import SinkLink
+
+logger = logging.getLogger(__name__)
+
+Announce = Callable[[dict[str, Any]], None]
+
+# The node's talking thread must get Python's lock within a fraction of a decode step, and the
+# engine's thread back from it; the default is 5 ms.
+_SWITCH_INTERVAL_S = 0.0005
+
+
+def run_router(config: RouterConfig, announce: Announce) -> None:
+    file = GGUFFile.open(config.model)
+    template = file.metadata.get("tokenizer.chat_template")
+    with Model(config.model, vocab_only=True) as model:
+        served = ServedModel(
+            name=Path(config.model).stem,
+            vocab=model.vocab,
+            chat_template=template if isinstance(template, str) else None,
+            context_tokens=0,
+            created=int(time.time()),
+        )
+        router = Router(config.name, served, fingerprint_model(config.model))
+        asyncio.run(_serve(config, router, announce))
+
+
+async def _serve(config: RouterConfig, router: Router, announce: Announce) -> None:
+    http = _listen(config.host, config.port)
+    control = router.listen(config.control)
+    host, port = http.getsockname()[:2]
+    server = _Server(
+        uvicorn.Config(
+            make_app(
+                router,
+                GrammarChecker(Path(config.model)),
+                keep_alive_s=config.keep_alive_s,
+            ),
+            log_config=None,
+            timeout_graceful_shutdown=2,
+            lifespan="off",
+        )
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
+    nodes = asyncio.create_task(router.run())
+    announce({"role": "router", "http": f"http://{host}:{port}", "control": control})
+    serving = asyncio.create_task(server.serve(sockets=[http]))
+    done, _ = await asyncio.wait({nodes, serving}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    nodes.cancel()
+    for task in done:
+        task.result()
+    await asyncio.wait({nodes, serving})
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: uvicorn would raise them again after its shutdown."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            f"{host}:{port}: can't listen there: {reason}; choose another with --port"
+        ) from None
+    return listener
+
+
+def run_prefill(config: PrefillConfig, announce: Announce) -> None:
+    spec = gguf_to_spec(GGUFFile.open(config.model))
+    layout = _layout(spec, config.kv_k, config.kv_v)
+    fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
+    engine = _prefill_engine(config, layout)
+    with Model(config.model, vocab_only=True) as model, zmq.Context() as context:
+        worker = PrefillWorker(engine, model.vocab, fingerprint, context)
+        info = NodeInfo(
+            name=config.name,
+            role="prefill",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            model=Path(config.model).stem,
+            fingerprint=fingerprint,
+            context_tokens=min(config.context_tokens, engine.max_prompt_tokens),
+            num_slots=1,
+            chunk_tokens=config.chunk_tokens,
+            engine=engine.name,
+            attention=engine.attention,
+            versions=_versions("torch") if engine.name == "torch" else _versions(),
+        )
+        node = PrefillNode(worker, info, router=config.router, context=context)
+        _run_until_signalled(node, config.name, "prefill", announce)
+        worker.close()
+        engine.close()
+
+
+def run_decode(config: DecodeConfig, announce: Announce) -> None:
+    spec = gguf_to_spec(GGUFFile.open(config.model))
+    layout = _layout(spec, config.kv_k, config.kv_v)
+    fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
+    with zmq.Context() as context:
+        data = SinkLink(context, config.listen)
+        engine = DecodeEngine(
+            Path(config.model),
+            layout,
+            EngineConfig(
+                num_slots=config.slots,
+                context_tokens=config.context_tokens,
+                num_threads=config.threads,
+                unified=config.unified,
+                chunk_tokens=config.chunk_tokens,
+                prefill_share=config.prefill_share,
+                gpu_layers=config.gpu_layers,
+            ),
+        )
+        info = NodeInfo(
+            name=config.name,
+            role="decode",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            model=Path(config.model).stem,
+            fingerprint=fingerprint,
+            context_tokens=engine.context.tokens_per_sequence,
+            num_slots=config.slots,
+            chunk_tokens=config.chunk_tokens,
+            engine="llama",
+            attention="llama",
+            versions=_versions(),
+        )
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        thread = EngineThread(engine)
+        node = DecodeNode(
+            thread,
+            info,
+            router=config.router,
+            data=data,
+            context=context,
+            credit_bytes=config.credit_bytes,
+        )
+        _run_until_signalled(node, config.name, "decode", announce)
+        thread.close()
+        engine.close()
+
+
+def _run_until_signalled(
+    node: PrefillNode | DecodeNode, name: str, role: str, announce: Announce
+) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: node.stop())
+    announce({"role": role, "name": name, "pid": os.getpid()})
+    node.run()
+
+
+def _prefill_engine(config: PrefillConfig, layout: KVLayout) -> PrefillEngine:
+    """The engine asked for; by itself torch on a GPU it can use, else llama.cpp."""
+    wanted = config.engine
+    if wanted == "auto":
+        wanted = "torch" if _torch_has_gpu() else "llama"
+        try:
+            return _engine_named(wanted, config, layout)
+        except ModelError as error:
+            if wanted == "llama":
+                raise
+            logger.info("prefill by llama.cpp, since torch can't: %s", error)
+            return _engine_named("llama", config, layout)
+    return _engine_named(wanted, config, layout)
+
+
+def _engine_named(name: str, config: PrefillConfig, layout: KVLayout) -> PrefillEngine:
+    if name == "llama":
+        from hetero.prefill.llama_engine import LlamaEngine
+
+        return LlamaEngine(
+            Path(config.model),
+            layout,
+            context_tokens=config.context_tokens,
+            num_threads=config.threads,
+            chunk_tokens=config.chunk_tokens,
+            gpu_layers=config.gpu_layers,
+        )
+    try:
+        from hetero.prefill.torch_engine import TorchEngine
+    except ImportError as error:
+        raise ConfigError(
+            f"prefill engine torch: need the torch package, have none ({error}): "
+            "pip install 'hetero[torch]', or use --prefill llama"
+        ) from None
+    device = config.device
+    if device == "auto":
+        device = "cuda" if _torch_has_gpu() else "cpu"
+    return TorchEngine(
+        config.model,
+        (config.kv_k, config.kv_v),
+        device=device,
+        dtype=None if config.dtype == "auto" else config.dtype,
+        attention="sdpa" if config.attention == "auto" else config.attention,
+        chunk_tokens=config.chunk_tokens,
+        num_threads=config.threads,
+    )
+
+
+def _torch_has_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available() and torch.version.hip is None
+
+
+def _layout(spec: ModelSpec, kv_k: str, kv_v: str) -> KVLayout:
+    return kv_layout(
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim_k=spec.head_dim_k,
+        head_dim_v=spec.head_dim_v,
+        k_type=kv_k,
+        v_type=kv_v,
+    )
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    names = ("llama-cpp-python", *packages)
+    return {"hetero": __version__} | {name: version(name) for name in names}
