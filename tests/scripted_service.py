@@ -30,10 +30,12 @@ class ScriptedService:
         self.model = model
         self.script: Sequence[Step] = ()
         self.requests: list[Request] = []
+        self.started = threading.Event()
         self.closed = threading.Event()
 
     async def generate(self, request: Request) -> AsyncGenerator[Update, None]:
         self.requests.append(request)
+        self.started.set()
         try:
             for step in self.script:
                 if isinstance(step, Silence):

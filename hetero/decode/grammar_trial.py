@@ -1,7 +1,7 @@
 """The throwaway process: compile one grammar, generate a little with it, say how it went.
 
-Run by `hetero.decode.grammar`; one JSON object on
-stdin ({"model", "cpu_s", and "gbnf" or "schema"}), one on stdout ({"gbnf"} or {"error"}). May crash.
+Run by `hetero.decode.grammar`: one JSON object on stdin ("model", "cpu_s", and "gbnf" or
+"schema"), one on stdout ("gbnf" or "error"). It may crash; that is what it is for.
 """
 
 import json
@@ -48,6 +48,8 @@ def main() -> None:
         thread = threading.Thread(target=lambda: answer.update(_answer(model.vocab, job)))
         thread.start()
         thread.join()
+    if not answer:
+        raise EngineError("grammar trial: need an answer, have a thread that died")
     json.dump(answer, sys.stdout)
 
 
@@ -66,6 +68,8 @@ def _answer(vocab: Vocab, job: dict[str, Any]) -> dict[str, str]:
         _try(vocab, gbnf)
     except ConfigError as error:
         return {"error": str(error)}
+    except MemoryError:
+        return {"error": f"grammar: need at most {_MEMORY_BYTES} bytes of memory, have more"}
     return {"gbnf": gbnf}
 
 

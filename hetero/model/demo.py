@@ -4,6 +4,7 @@ A prompt is a list of lines "amber fox lisbon": a two-word key and its value, in
 then the question "amber fox ?". The answer repeats the key before the value: the first token of
 an answer is drawn where the prompt was read, so what only the KV cache knows must come later.
 
+As plain text, a list and then a line's key goes on with the value and the lines that followed it.
 `tools/train_demo_model.py` makes the file from the same words. Nothing here loads it.
 """
 

@@ -47,7 +47,7 @@ class Exchange:
             # that takes longer to read than this begins its stream with a comment.
             first = await until_disconnect(http, generation.next(self.keep_alive_s))
         except StopAsyncIteration:
-            raise EngineError(self._unfinished(self.request.num_choices)) from None
+            raise self._unfinished() from None
         except BaseException:
             generation.close()
             raise
@@ -75,7 +75,7 @@ class Exchange:
             if reason is not None
         ]
         if len(choices) < num_choices:
-            raise EngineError(self._unfinished(num_choices - len(choices)))
+            raise self._unfinished()
         return {
             **self._head(self.shape.whole_object),
             "choices": choices,
@@ -115,7 +115,7 @@ class Exchange:
                     break
             generation.close()
             if last is None:
-                raise EngineError(self._unfinished(self.request.num_choices))
+                raise self._unfinished()
         except Exception as error:  # the status is sent: the stream itself must say it
             log_failure(error, self.request.request_id)
             yield event(failure_of(error).body)
@@ -138,8 +138,8 @@ class Exchange:
             "model": self.model.name,
         }
 
-    def _unfinished(self, num_choices: int) -> str:
-        return (
-            f"request {self.request.request_id}: need every choice finished, "
-            f"have up to {num_choices} that just stopped"
+    def _unfinished(self) -> EngineError:
+        return EngineError(
+            f"request {self.request.request_id}: need {self.request.num_choices} finished "
+            f"choices, have fewer at the end of the router's updates"
         )

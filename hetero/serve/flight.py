@@ -185,7 +185,7 @@ class Flight:
         self.timings.restore_s = message.restore_s
         if self.route.prefill_node is None:
             self.timings.prefill_s = message.prefill_s
-        if self._first_token_at:
+        elif self._first_token_at:
             # Both ends are this process's clock; the two one-way delays cancel out.
             self.timings.exposed_s = time.perf_counter() - self._first_token_at
 
