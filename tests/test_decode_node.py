@@ -38,6 +38,7 @@ from hetero.messages import (
     decode_to_router,
     encode,
 )
+from hetero.serve import control
 from hetero.serve.decode_node import DecodeNode
 from hetero.serve.engine_thread import EngineThread
 from hetero.transport.transfer import SourceTransfer
@@ -53,6 +54,11 @@ FINGERPRINT = Fingerprint(
 )
 PROMPT = random_prompt(100)
 WAIT_S = 20
+
+
+@pytest.fixture(autouse=True)
+def quick_heartbeats(monkeypatch):
+    monkeypatch.setattr(control, "HEARTBEAT_S", 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -410,6 +416,7 @@ def test_an_oversized_frame_loses_its_connection_only(node, alone):
         flooder.send(bytes(MAX_FRAME_BYTES + 1))
         assert monitor.poll(1000 * WAIT_S), "the flooder was not disconnected"
         flooder.disable_monitor()
+        monitor.close()
         source = node.source(ticket)
         source.ready()
         source.send(alone[0])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hetero.errors import PlanError
+from hetero.errors import ConfigError, PlanError
 from hetero.messages import NodeInfo
 
 Wish = Literal["auto", "local", "split"]
@@ -45,7 +45,7 @@ def choose_route(
 ) -> Route:
     """The route of one request.
 
-    Raises: PlanError if no ready node can take it, with what is needed and had.
+    Raises: PlanError while no node is ready for it, ConfigError if none ever will be.
     """
     decode = _decode_node(num_prompt_tokens, max_tokens, num_choices, nodes)
     if wish == "local":
@@ -91,8 +91,8 @@ def _decode_node(
     if not fitting:
         context = max(node.info.context_tokens for node in ready)
         slots = max(node.info.num_slots for node in ready)
-        raise PlanError(
-            f"decode: need a context of {need} tokens and {num_choices} slots, "
+        raise ConfigError(
+            f"request: need {need} tokens of context and {num_choices} slots (one per choice), "
             f"have at most {context} and {slots}"
         )
     return min(fitting, key=lambda node: (node.num_requests / node.info.num_slots, node.info.name))

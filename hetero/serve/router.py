@@ -21,15 +21,18 @@ from hetero import __version__
 from hetero.errors import EngineError, HeteroError, PeerError
 from hetero.messages import (
     Cancel,
+    FirstTokens,
     Generated,
     Heartbeat,
     Hello,
+    Joined,
     Message,
     ModelFingerprint,
     NodeInfo,
     NodeLoad,
     Renew,
     Reserved,
+    Sent,
     Token,
     ToRouter,
     WhoAreYou,
@@ -178,6 +181,8 @@ class Router:
                     last_token_at[update.choice] = now
                     metrics.generated_tokens.inc()
                 yield update
+            if isinstance(message, FirstTokens | Joined | Sent):
+                yield flight.summary()  # for whoever stops listening before the end
         if flight.awaits_transfer_report:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_REPORT_WAIT_S):

@@ -1,0 +1,36 @@
+"""The models that the figures run on: synthetic, written once, and their cache layouts."""
+
+from pathlib import Path
+
+from hetero.experiment.engine_bench.figures import Say
+from hetero.kv.layout import KVLayout, kv_layout
+from hetero.model.gguf_file import GGUFFile
+from hetero.model.shapes import Shape
+from hetero.model.spec import ModelSpec, gguf_to_spec
+from hetero.model.synth import write_synthetic
+
+
+def model_file(folder: Path, shape: Shape, quant: str, say: Say) -> Path:
+    """The shape's random GGUF in `folder`, made if it isn't there."""
+    path = folder / f"{shape.name}-{quant}.gguf"
+    if not path.exists():
+        say(f"writing {path}")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_synthetic(shape, quant, path)
+    return path
+
+
+def spec_of(path: Path) -> ModelSpec:
+    return gguf_to_spec(GGUFFile.open(path))
+
+
+def layout_of(path: Path, kv_type: str) -> KVLayout:
+    spec = spec_of(path)
+    return kv_layout(
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim_k=spec.head_dim_k,
+        head_dim_v=spec.head_dim_v,
+        k_type=kv_type,
+        v_type=kv_type,
+    )

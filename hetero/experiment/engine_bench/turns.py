@@ -1,0 +1,32 @@
+"""Arms measured in turns: A B A B ..., so that a slow minute of the machine slows all of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+Turn = Callable[[], list[float]]
+
+
+def take_turns(arms: Mapping[str, Turn], num_rounds: int) -> dict[str, list[list[float]]]:
+    """Each arm's samples, round by round. A first round warms up and is dropped."""
+    rounds: dict[str, list[list[float]]] = {name: [] for name in arms}
+    for index in range(1 + num_rounds):
+        for name, turn in arms.items():
+            samples = turn()
+            if index > 0:
+                rounds[name].append(samples)
+    return rounds
+
+
+def ratios(numerator: Sequence[Sequence[float]], denominator: Sequence[Sequence[float]]) -> list[float]:
+    """Of the medians of each round: neighbours in time, so that drift cancels out."""
+    return [median(a) / median(b) for a, b in zip(numerator, denominator, strict=True)]
+
+
+def flat(rounds: Sequence[Sequence[float]]) -> list[float]:
+    return [sample for samples in rounds for sample in samples]
+
+
+def quantile(samples: Sequence[float], share: float) -> float:
+    """The smallest sample that at least `share` of all are no larger than: no interpolation."""
+    ordered = sorted(samples)
+    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
