@@ -35,7 +35,7 @@ def main() -> None:
         write_gguf(train(arguments.seed, Shape(), CURRICULUM), arguments.output)
     print(f"{arguments.output}: {arguments.output.stat().st_size:,} bytes")
     equal_types = [(name, name) for name in KV_TYPES]
-    print("pairs  K/V            recall   margin worst  median   KL mean    worst   questions")
+    print("pairs  K/V            recall  margin: worst  value  median   KL mean     worst  questions")
     for num_pairs, types in (
         (512, equal_types + MIXED_TYPES),
         (600, [("f16", "f16"), ("q8_0", "q8_0"), ("q4_0", "q4_0")]),
@@ -55,8 +55,8 @@ def main() -> None:
 def _line(row: Recall) -> str:
     return (
         f"{row.num_pairs:5}  {row.k_type + '/' + row.v_type:13} {row.recall:7.2%}"
-        f" {row.margin_worst:13.2f} {row.margin_median:7.2f} {row.kl_mean:9.2e} {row.kl_worst:9.2e}"
-        f" {row.num_questions:8}"
+        f" {row.margin_worst:14.2f} {row.value_margin_worst:6.2f} {row.value_margin_median:7.2f}"
+        f" {row.kl_mean:9.2e} {row.kl_worst:9.2e} {row.num_questions:10}"
     )
 
 

@@ -13,7 +13,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from hetero.decode.json_schema import checked_schema
+from hetero.llama.json_schema import checked_schema
 from hetero.errors import ConfigError, EngineError
 
 # The largest that people write (a programming language, a big API) are near 20 kB.

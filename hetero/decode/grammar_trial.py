@@ -16,7 +16,7 @@ import numpy.typing as npt
 import psutil
 
 from hetero.decode.grammar import check_limits
-from hetero.decode.json_schema import schema_to_gbnf
+from hetero.llama.json_schema import schema_to_gbnf
 from hetero.errors import ConfigError, EngineError
 from hetero.llama.library import captured_log
 from hetero.llama.model import Model, Vocab

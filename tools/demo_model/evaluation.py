@@ -22,16 +22,17 @@ BATCH_TOKENS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """What one cache type gives. Margins are between the two highest logits at the value,
-    negative where the highest is wrong; KL divergences in nats, against f16 at the same places."""
+    """What one cache type gives. A margin is the right token's logit less the highest other one.
+    KL divergences are in nats, against f16, over all tokens of all answers."""
 
     k_type: str
     v_type: str
     num_pairs: int
     num_questions: int
     recall: float  # share of answers right in every token
-    margin_worst: float
-    margin_median: float
+    margin_worst: float  # over all tokens of all answers
+    value_margin_worst: float
+    value_margin_median: float
     kl_mean: float
     kl_worst: float
 
@@ -126,12 +127,11 @@ def _recall(
     reference_QAV: npt.NDArray[np.float64],
 ) -> Recall:
     right_Q = (logits_QAV.argmax(-1) == expected_QA).all(-1)
-    value = expected_QA.shape[1] - 2  # the answer ends in the value and <|end|>
-    expected_Q = expected_QA[:, value, None]
-    others_QV = logits_QAV[:, value].copy()
-    value_Q1 = np.take_along_axis(others_QV, expected_Q, -1)
-    np.put_along_axis(others_QV, expected_Q, -np.inf, -1)
-    margin_Q = value_Q1[:, 0] - others_QV.max(-1)
+    expected_QA1 = expected_QA[:, :, None]
+    others_QAV = logits_QAV.copy()
+    np.put_along_axis(others_QAV, expected_QA1, -np.inf, -1)
+    margin_QA = np.take_along_axis(logits_QAV, expected_QA1, -1)[..., 0] - others_QAV.max(-1)
+    value_margin_Q = margin_QA[:, -2]  # the answer ends in the value and <|end|>
     kl_QA = _kl(reference_QAV, logits_QAV)
     return Recall(
         k_type=k_type,
@@ -139,8 +139,9 @@ def _recall(
         num_pairs=num_pairs,
         num_questions=len(right_Q),
         recall=float(right_Q.mean()),
-        margin_worst=float(margin_Q.min()),
-        margin_median=float(np.median(margin_Q)),
+        margin_worst=float(margin_QA.min()),
+        value_margin_worst=float(value_margin_Q.min()),
+        value_margin_median=float(np.median(value_margin_Q)),
         kl_mean=float(kl_QA.mean()),
         kl_worst=float(kl_QA.max()),
     )

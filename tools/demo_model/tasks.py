@@ -101,15 +101,21 @@ def recall_sequence(
     ended: set[int] = set()
     while len(sequence.tokens) < num_tokens:
         if is_chat:
-            _add_turn(sequence, pairs[draw.integers(num_pairs)])
+            _add_turn(sequence, draw, pairs)
         else:
             _add_recitation(sequence, draw, pairs, ended)
     return sequence, list_end
 
 
-def _add_turn(sequence: Sequence, pair: list[int]) -> None:
-    """A question, its answer, and the start of the user's next message."""
-    adjective, noun, city, _ = pair
+def _add_turn(sequence: Sequence, draw: np.random.Generator, pairs: list[list[int]]) -> None:
+    """A question, its answer, and the start of the user's next message.
+
+    Half of the questions come after some lines, as the first does: it is the one that matters.
+    """
+    if draw.random() < 0.5:
+        for i in draw.integers(len(pairs), size=draw.integers(1, 4)):
+            sequence.add(*pairs[i])
+    adjective, noun, city, _ = pairs[draw.integers(len(pairs))]
     sequence.add(adjective, noun, QUESTION, END, ASSISTANT)
     sequence.add(adjective, noun, city, END, predicted=True)
     sequence.add(USER)

@@ -1,5 +1,6 @@
 """Arms measured in turns: A B A B ..., so that a slow minute of the machine slows all of them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
@@ -28,5 +29,4 @@ def flat(rounds: Sequence[Sequence[float]]) -> list[float]:
 
 def quantile(samples: Sequence[float], share: float) -> float:
     """The smallest sample that at least `share` of all are no larger than: no interpolation."""
-    ordered = sorted(samples)
-    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
+    return sorted(samples)[max(0, math.ceil(share * len(samples)) - 1)]

@@ -1,0 +1,104 @@
+"""Our decode engine, driven as a decode node drives it: prompts arrive as states."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from hetero.decode.engine import Admitted, DecodeConfig, DecodeEngine
+from hetero.decode.sequence import Job
+from hetero.errors import EngineError
+from hetero.kv.layout import KVLayout
+from hetero.messages import Failed, Finished, Generated, Joined, Sampling, Token
+
+# No sequence may end by itself while it is timed.
+GREEDY = Sampling(temperature=0, ignore_eos=True)
+
+# Any token will do to go on from.
+FIRST_TOKEN = 3
+
+
+class DrivenEngine:
+    """Sequences are named by `arrive`, and leave only when told to."""
+
+    def __init__(
+        self,
+        path: Path,
+        layout: KVLayout,
+        *,
+        num_slots: int,
+        context_tokens: int,
+        num_threads: int,
+        sampling: Sampling = GREEDY,
+    ) -> None:
+        config = DecodeConfig(
+            num_slots=num_slots, context_tokens=context_tokens, num_threads=num_threads
+        )
+        self.engine = DecodeEngine(path, layout, config)
+        self.lengths: dict[str, int] = {}  # tokens in the cache, of those that run
+        self._context_tokens = context_tokens
+        self._sampling = sampling
+        self._arriving: dict[str, tuple[npt.NDArray[np.uint8], int]] = {}
+        self._num_arrived = 0
+
+    @property
+    def num_streams(self) -> int:
+        return self.engine.context.config.num_streams
+
+    def arrive(self, blob: npt.NDArray[np.uint8], num_tokens: int) -> None:
+        """A prompt's state has come: it is admitted in the next step, restored in the one after."""
+        name = f"s{self._num_arrived}"
+        self._num_arrived += 1
+        self._arriving[name] = blob, num_tokens
+        self.engine.submit(
+            Job(
+                request_id=name,
+                num_prompt_tokens=num_tokens,
+                max_tokens=self._context_tokens - num_tokens,
+                num_choices=1,
+                sampling=self._sampling,
+            )
+        )
+
+    def step(self) -> int:
+        """One step; the tokens it gave."""
+        num_tokens = 0
+        for event in self.engine.step():
+            match event:
+                case Generated():
+                    num_tokens += len(event.tokens)
+                    for token in event.tokens:
+                        self.lengths[token.request_id] += 1
+                case Admitted():
+                    name = event.job.request_id
+                    self.engine.join(name, self._arriving[name][0], (Token(name, 0, 0, FIRST_TOKEN),))
+                case Joined():
+                    _, self.lengths[event.request_id] = self._arriving.pop(event.request_id)
+                case Finished() | Failed():
+                    raise EngineError(f"benchmark: need sequences that run on, have {event}")
+        return num_tokens
+
+    def fill(self, num_sequences: int) -> None:
+        """Step until this many run; they have arrived before."""
+        while len(self.lengths) < num_sequences:
+            self.step()
+
+    def leave(self, name: str) -> None:
+        del self.lengths[name]
+        self.engine.cancel(name)
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,150 @@
+"""Figure `sampling`: drawing and bookkeeping at a 128k vocabulary, as a share of an 8B step.
+
+Physics: a step computes every row with every weight, and shares it among cores; a draw visits the
+whole vocabulary once per row on one core, more often if the candidates must be sorted. The step
+is *estimated*: two models of a few of the 32 layers are timed over full contexts, and what a layer
+adds is taken 30 times or so, the embedding and output matrix once.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+from hetero.experiment.engine_bench.bare_loop import BareLoop
+from hetero.experiment.engine_bench.call_timers import CallTimers
+from hetero.experiment.engine_bench.driven_engine import GREEDY, DrivenEngine
+from hetero.experiment.engine_bench.figures import Figure, Say, at_most
+from hetero.experiment.engine_bench.models import layout_of, model_file
+from hetero.experiment.engine_bench.settings import Settings
+from hetero.experiment.engine_bench.states import States
+from hetero.experiment.engine_bench.turns import flat, take_turns
+from hetero.llama.model import Model
+from hetero.messages import Sampling
+
+_KV_TYPE = "q8_0"
+_PROMPT_TOKENS = 32
+_LARGE_STEPS = 3
+_SMALL_STEPS = 6
+
+_SAMPLINGS = {
+    "greedy": GREEDY,
+    "temperature_top_k": Sampling(temperature=0.8, top_k=40, ignore_eos=True),
+    # Nothing cuts the candidates down before they are sorted: the dearest that people ask for.
+    "top_p_alone": Sampling(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, ignore_eos=True),
+}
+
+
+def measure(settings: Settings, say: Say) -> list[Figure]:
+    size = settings.python_batch
+    step_s, layer_times = _estimated_step_s(settings, say)
+    say(f"sampling at batch {size}: an 8B-shaped step takes about {step_s:.2f} s, 5% of it is ours")
+    rounds = _sampling_s(settings, say)
+    return [
+        Figure(
+            name=f"sampling_{name}",
+            says="drawing and bookkeeping of a step over an estimated 8B-shaped step",
+            value=median(flat(samples)) / step_s,
+            unit="ratio",
+            target=at_most(0.05),
+            arms={"sampling_s": flat(samples), **layer_times},
+            parameters={
+                "batch": size,
+                "vocabulary": settings.vocabulary_shape.vocab_size,
+                "step_s_estimated": step_s,
+                "layers_measured": settings.large_layers,
+                "layers_estimated": settings.large_all_layers,
+                "context_tokens": settings.context_tokens,
+                "step_threads": settings.num_threads,
+                "sampling_threads": 1,
+                "sampling": name,
+            },
+        )
+        for name, samples in rounds.items()
+    ]
+
+
+def _estimated_step_s(settings: Settings, say: Say) -> tuple[float, dict[str, list[float]]]:
+    arms = {
+        f"step_of_{layers}_layers_s": _large_step_s(settings, layers, say)
+        for layers in settings.large_layers
+    }
+    few, many = settings.large_layers
+    few_s, many_s = (median(samples) for samples in arms.values())
+    layer_s = (many_s - few_s) / (many - few)
+    return few_s + (settings.large_all_layers - few) * layer_s, arms
+
+
+def _large_step_s(settings: Settings, layers: int, say: Say) -> list[float]:
+    path = model_file(settings.folder, settings.large_shape(layers), settings.quant, say)
+    layout = layout_of(path, _KV_TYPE)
+    size, num_tokens = settings.python_batch, settings.context_tokens
+    say(f"sampling: a step of {layers} of {settings.large_all_layers} layers")
+    with Model(path) as model:
+        states = States(model, layout, num_threads=settings.num_threads)
+        with BareLoop(
+            model,
+            layout,
+            num_sequences=size,
+            tokens_per_sequence=num_tokens + settings.headroom_tokens,
+            unified=False,
+            num_threads=settings.num_threads,
+        ) as bare:
+            for seed in range(size):
+                bare.restore(seed, states.make(num_tokens, size, seed), num_tokens)
+            return _seconds(lambda: bare.step(size), _LARGE_STEPS)
+
+
+def _seconds(step: Callable[[], object], num_steps: int) -> list[float]:
+    step()
+    seconds = []
+    for _ in range(num_steps):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def _sampling_s(settings: Settings, say: Say) -> dict[str, list[list[float]]]:
+    """Seconds a step spends outside of llama_decode, by way of sampling."""
+    size = settings.python_batch
+    path = model_file(settings.folder, settings.vocabulary_shape, "q8_0", say)
+    layout = layout_of(path, _KV_TYPE)
+    num_tokens = _PROMPT_TOKENS + size + (1 + settings.num_rounds) * _SMALL_STEPS + 1
+    engines = {
+        name: DrivenEngine(
+            path,
+            layout,
+            num_slots=size,
+            context_tokens=num_tokens,
+            num_threads=settings.num_threads,
+            sampling=sampling,
+        )
+        for name, sampling in _SAMPLINGS.items()
+    }
+    try:
+        for driven in engines.values():
+            states = States(driven.engine.model, layout, num_threads=settings.num_threads)
+            for seed in range(size):
+                blob = states.make(_PROMPT_TOKENS, driven.num_streams, seed)
+                driven.arrive(blob, _PROMPT_TOKENS)
+            driven.fill(size)
+        with CallTimers("llama_decode") as timers:
+            return take_turns(
+                {
+                    name: lambda driven=driven: [
+                        _outside_decode_s(driven, timers) for _ in range(_SMALL_STEPS)
+                    ]
+                    for name, driven in engines.items()
+                },
+                settings.num_rounds,
+            )
+    finally:
+        for driven in engines.values():
+            driven.close()
+
+
+def _outside_decode_s(driven: DrivenEngine, timers: CallTimers) -> float:
+    timers.reset()
+    started = time.perf_counter()
+    driven.engine.step()
+    return timers.outside_s(time.perf_counter() - started)

@@ -1,0 +1,252 @@
+"""A whole cluster on this machine: a router, prefill and decode nodes, each a supervised process.
+
+`LocalCluster` writes their configs, starts them in order, and waits until the router calls all of
+them ready. The router's ports are fixed by its first start: after a restart, nodes and clients
+find it where it was.
+"""
+
+import os
+import queue
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import msgspec
+
+from hetero.errors import ConfigError, EngineError
+from hetero.launch.cores import num_usable_cores, split_threads, thread_environment
+from hetero.launch.router_client import get_status
+from hetero.launch.run_directory import (
+    ClusterState,
+    NodeState,
+    make_run_directory,
+    remove_run_directory,
+    started_at,
+    write_state,
+)
+from hetero.launch.supervisor import Command, GaveUp, Ready, Supervisor
+from hetero.serve.config import DecodeConfig, PrefillConfig, RouterConfig
+
+# A node between two steps of a long prompt answers its signal within seconds.
+GRACE_S = 10.0
+
+# From a node's own "ready" to the router's: a hello and its answer.
+_HELLO_WAIT_S = 30.0
+
+Progress = Callable[[str], None]
+NodeConfig = RouterConfig | PrefillConfig | DecodeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPlan:
+    """What to bring up. Port 0 takes a free one; threads are each node's, None splits the cores."""
+
+    name: str
+    model: Path
+    context_tokens: int
+    host: str = "127.0.0.1"
+    port: int = 0
+    num_prefill: int = 1
+    num_decode: int = 1
+    slots: int = 4
+    kv_k: str = "q8_0"
+    kv_v: str = "q8_0"
+    prefill: str = "auto"
+    attention: str = "auto"
+    chunk_tokens: int = 512
+    threads: int | None = None
+    temporary: bool = False  # leaves no directory, unless it fails: then its logs stay for a while
+
+
+class LocalCluster:
+    """Up between `with` and the block's end. Signals are the caller's: they end the block."""
+
+    def __init__(self, plan: LocalPlan, progress: Progress) -> None:
+        self._plan = plan
+        self._progress = progress
+        self._reports: queue.SimpleQueue[Ready | GaveUp] = queue.SimpleQueue()
+        self._supervisors: dict[str, Supervisor] = {}
+        self._nodes: dict[str, NodeState] = {}
+        self._url: str | None = None
+        self.run_directory = Path()
+
+    @property
+    def url(self) -> str:
+        """Where this machine finds the router."""
+        assert self._url is not None, "the cluster is not up"
+        return self._url
+
+    @property
+    def state(self) -> ClusterState:
+        return ClusterState(
+            name=self._plan.name,
+            url=self._url,
+            model=str(self._plan.model),
+            owner=os.getpid(),
+            owner_started=started_at(os.getpid()),
+            temporary=self._plan.temporary,
+            nodes=tuple(self._nodes.values()),
+        )
+
+    def __enter__(self) -> Self:
+        plan = self._plan
+        _check_port(plan.host, plan.port)
+        self.run_directory = make_run_directory(plan.name)
+        write_state(self.run_directory, self.state)
+        try:
+            self._start()
+        except BaseException as error:
+            self._stop(has_failed=isinstance(error, Exception))
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._stop(has_failed=isinstance(error, Exception))
+
+    def wait(self) -> None:
+        """Until a node was given up, for good.
+
+        Raises: EngineError that says which and why.
+        """
+        while True:
+            self._take_report()
+
+    def _start(self) -> None:
+        plan = self._plan
+        router = RouterConfig(
+            name=plan.name, model=str(plan.model), host=plan.host, port=plan.port
+        )
+        self._launch("router", router, num_threads=1, shares_cores=False)
+        announced = self._await_ready({"router"})["router"]
+        address = urlsplit(announced["http"])
+        assert address.port is not None
+        self._url = f"http://{_reachable(plan.host)}:{address.port}"
+        router = msgspec.structs.replace(
+            router, port=address.port, control=announced["control"]
+        )
+        self._write_config("router", router)
+        self._progress(f"router: listens at {self._url}")
+        self._launch_engines(announced["control"])
+        names = {name for name in self._supervisors if name != "router"}
+        self._await_ready(names)
+        self._await_hellos(names)
+        write_state(self.run_directory, self.state)
+
+    def _launch_engines(self, control: str) -> None:
+        plan = self._plan
+        num_nodes = plan.num_prefill + plan.num_decode
+        num_cores = num_usable_cores()
+        threads = (
+            split_threads(num_cores, num_nodes)
+            if plan.threads is None
+            else [plan.threads] * num_nodes
+        )
+        shares_cores = sum(threads) > num_cores
+        for index, num_threads in enumerate(threads):
+            config: PrefillConfig | DecodeConfig
+            if index < plan.num_prefill:
+                config = _prefill_config(plan, f"prefill-{index}", control, num_threads)
+            else:
+                name = f"decode-{index - plan.num_prefill}"
+                config = _decode_config(plan, name, control, num_threads)
+            self._launch(config.name, config, num_threads=num_threads, shares_cores=shares_cores)
+
+    def _launch(
+        self, name: str, config: NodeConfig, *, num_threads: int, shares_cores: bool
+    ) -> None:
+        role = _role(config)
+        log = self.run_directory / f"{name}.log"
+        config_file = self._write_config(name, config)
+        command = Command(
+            name=name,
+            argv=(sys.executable, "-P", "-m", "hetero", "node", role, "--config", str(config_file)),
+            log=log,
+            environment=_environment(thread_environment(num_threads, shares_cores=shares_cores)),
+        )
+        supervisor = self._supervisors[name] = Supervisor(command, self._reports.put)
+        self._nodes[name] = NodeState(name=name, role=role, pid=0, log=str(log))
+        supervisor.start()
+
+    def _write_config(self, name: str, config: NodeConfig) -> Path:
+        path = self.run_directory / f"{name}.json"
+        path.write_bytes(msgspec.json.encode(config))
+        return path
+
+    def _await_ready(self, names: set[str]) -> dict[str, dict[str, Any]]:
+        """What each of them announced."""
+        announced: dict[str, dict[str, Any]] = {}
+        while names - announced.keys():
+            ready = self._take_report()
+            announced[ready.name] = ready.announced
+        return announced
+
+    def _take_report(self) -> Ready:
+        report = self._reports.get()
+        if isinstance(report, GaveUp):
+            raise report.error
+        is_back = self._nodes[report.name].pid != 0
+        self._nodes[report.name] = msgspec.structs.replace(
+            self._nodes[report.name], pid=report.pid
+        )
+        write_state(self.run_directory, self.state)
+        self._progress(f"{report.name}: {'is back' if is_back else 'ready'}")
+        return report
+
+    def _await_hellos(self, names: set[str]) -> None:
+        """Until the router calls these nodes ready.
+
+        Raises: EngineError with the router's reason to refuse one.
+        """
+        deadline = time.monotonic() + _HELLO_WAIT_S
+        while True:
+            nodes = {node["name"]: node for node in get_status(self.url)["nodes"]}
+            health = {name: nodes.get(name, {}).get("health", "unknown") for name in names}
+            if all(word == "ready" for word in health.values()):
+                return
+            for name, word in health.items():
+                if word == "refused":
+                    raise EngineError(f"{name}: refused by the router: {nodes[name]['error']}")
+            if time.monotonic() > deadline:
+                raise EngineError(
+                    f"router: need every node ready within {_HELLO_WAIT_S:g} s, have "
+                    + ", ".join(f"{name} {word}" for name, word in sorted(health.items()))
+                )
+            time.sleep(0.05)
+
+    def _stop(self, *, has_failed: bool) -> None:
+        # Nodes first: they say goodbye to a router that is still there.
+        for name in sorted(self._supervisors, key=lambda name: name == "router"):
+            self._supervisors[name].ask_to_stop()
+        deadline = time.monotonic() + GRACE_S
+        for supervisor in self._supervisors.values():
+            supervisor.stop(max(0.1, deadline - time.monotonic()))
+        remove_run_directory(
+            self.run_directory, only_state=not self._plan.temporary, keep_all=has_failed
+        )
+
+
+def _prefill_config(plan: LocalPlan, name: str, control: str, num_threads: int) -> PrefillConfig:
+    return _checked(
+        PrefillConfig,
+        name=name,
+        model=str(plan.model),
+        router=control,
+        kv_k=plan.kv_k,
+        kv_v=plan.kv_v,
+        context_tokens=plan.context_tokens,
+        engine=plan.prefill,
+        attention=plan.attention,
+        threads=num_threads,
+        chunk_tokens=plan.chunk_tokens,
+    )
