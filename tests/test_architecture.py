@@ -54,7 +54,8 @@ def test_imports_point_one_way(path):
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_hetero_llama_calls_the_bindings(path):
-    if path.parent.name == "llama" or path.name == "bare_loop.py":  # the peer we are timed against
+    # The benchmark times the bindings, and races a bare loop over them.
+    if path.parent.name in ("llama", "engine_bench"):
         return
     for statement in ast.walk(ast.parse(path.read_text())):
         if isinstance(statement, ast.ImportFrom):

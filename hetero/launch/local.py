@@ -5,8 +5,10 @@ them ready. The router's ports are fixed by its first start: after a restart, no
 find it where it was.
 """
 
+import errno
 import os
 import queue
+import shutil
 import socket
 import sys
 import time
@@ -14,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,7 +28,7 @@ from hetero.launch.run_directory import (
     ClusterState,
     NodeState,
     make_run_directory,
-    remove_run_directory,
+    remove_state,
     started_at,
     write_state,
 )
@@ -41,6 +43,7 @@ _HELLO_WAIT_S = 30.0
 
 Progress = Callable[[str], None]
 NodeConfig = RouterConfig | PrefillConfig | DecodeConfig
+_Config = TypeVar("_Config", PrefillConfig, DecodeConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,17 +127,13 @@ class LocalCluster:
 
     def _start(self) -> None:
         plan = self._plan
-        router = RouterConfig(
-            name=plan.name, model=str(plan.model), host=plan.host, port=plan.port
-        )
+        router = RouterConfig(name=plan.name, model=str(plan.model), host=plan.host, port=plan.port)
         self._launch("router", router, num_threads=1, shares_cores=False)
         announced = self._await_ready({"router"})["router"]
         address = urlsplit(announced["http"])
         assert address.port is not None
         self._url = f"http://{_reachable(plan.host)}:{address.port}"
-        router = msgspec.structs.replace(
-            router, port=address.port, control=announced["control"]
-        )
+        router = msgspec.structs.replace(router, port=address.port, control=announced["control"])
         self._write_config("router", router)
         self._progress(f"router: listens at {self._url}")
         self._launch_engines(announced["control"])
@@ -196,9 +195,7 @@ class LocalCluster:
         if isinstance(report, GaveUp):
             raise report.error
         is_back = self._nodes[report.name].pid != 0
-        self._nodes[report.name] = msgspec.structs.replace(
-            self._nodes[report.name], pid=report.pid
-        )
+        self._nodes[report.name] = msgspec.structs.replace(self._nodes[report.name], pid=report.pid)
         write_state(self.run_directory, self.state)
         self._progress(f"{report.name}: {'is back' if is_back else 'ready'}")
         return report
@@ -231,9 +228,10 @@ class LocalCluster:
         deadline = time.monotonic() + GRACE_S
         for supervisor in self._supervisors.values():
             supervisor.stop(max(0.1, deadline - time.monotonic()))
-        remove_run_directory(
-            self.run_directory, only_state=not self._plan.temporary, keep_all=has_failed
-        )
+        if not self._plan.temporary:
+            remove_state(self.run_directory)
+        elif not has_failed:
+            shutil.rmtree(self.run_directory)
 
 
 def _prefill_config(plan: LocalPlan, name: str, control: str, num_threads: int) -> PrefillConfig:
@@ -250,3 +248,69 @@ def _prefill_config(plan: LocalPlan, name: str, control: str, num_threads: int) 
         threads=num_threads,
         chunk_tokens=plan.chunk_tokens,
     )
+
+
+def _decode_config(plan: LocalPlan, name: str, control: str, num_threads: int) -> DecodeConfig:
+    return _checked(
+        DecodeConfig,
+        name=name,
+        model=str(plan.model),
+        router=control,
+        kv_k=plan.kv_k,
+        kv_v=plan.kv_v,
+        context_tokens=plan.context_tokens,
+        slots=plan.slots,
+        threads=num_threads,
+        chunk_tokens=plan.chunk_tokens,
+    )
+
+
+def _checked(kind: type[_Config], **fields: object) -> _Config:
+    """A config whose values were checked as those of a file are."""
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"node {fields['name']}: {error}") from None
+
+
+def _role(config: NodeConfig) -> Literal["router", "prefill", "decode"]:
+    match config:
+        case RouterConfig():
+            return "router"
+        case PrefillConfig():
+            return "prefill"
+        case DecodeConfig():
+            return "decode"
+
+
+def _environment(threads: Mapping[str, str]) -> dict[str, str]:
+    """Ours, with thread settings that the user's own override, and the packages found here."""
+    packages = os.pathsep.join(path for path in sys.path if path)
+    return {**threads, **os.environ, "PYTHONPATH": packages}
+
+
+def _reachable(host: str) -> str:
+    """The part of a URL with which this machine reaches a server that listens on `host`."""
+    if host in ("0.0.0.0", ""):
+        return "127.0.0.1"
+    if host == "::":
+        return "[::1]"
+    return f"[{host}]" if ":" in host else host
+
+
+def _check_port(host: str, port: int) -> None:
+    """Before anything is loaded.
+
+    Raises: ConfigError if another process listens there, or the host isn't this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As the router does: without it a port counts as taken for a minute after its last use.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            in_use = error.errno == errno.EADDRINUSE
+            reason = "in use" if in_use else (error.strerror or str(error)).lower()
+            way_out = "another with --port" if in_use else "one of this machine's with --host"
+            raise ConfigError(f"port {port} on {host}: {reason}; choose {way_out}") from None

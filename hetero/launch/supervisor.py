@@ -137,9 +137,9 @@ class Supervisor:
             with self._lock:
                 if self._stopping.is_set():
                     return None
+                tied = (sys.executable, "-I", "-S", tether.__file__, str(os.getpid()))
                 process = self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", tether.__file__, str(os.getpid())]
-                    + list(self._command.argv),
+                    tied + self._command.argv,
                     env=dict(self._command.environment),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,

@@ -58,6 +58,7 @@ class PrefillWorker:
         self._wanted.discard(request_id)
 
     def close(self) -> None:
+        self._wanted.clear()
         self._jobs.put(None)
         self._thread.join()
         self._sender.close()

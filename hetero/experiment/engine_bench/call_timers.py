@@ -22,7 +22,7 @@ class CallTimers(AbstractContextManager["CallTimers"]):
         self._names = [
             name
             for name in dir(llama_cpp)
-            if name.startswith(prefixes) and callable(getattr(llama_cpp, name))
+            if name.startswith(prefixes) and _is_function(getattr(llama_cpp, name))
         ]
         self._originals: dict[str, Any] = {}
         self._wrapper_s, self._marshalling_s = _wrapper_cost_s(), _marshalling_cost_s()
@@ -57,6 +57,11 @@ class CallTimers(AbstractContextManager["CallTimers"]):
         for name, original in self._originals.items():
             setattr(llama_cpp, name, original)
         self._originals = {}
+
+
+def _is_function(value: object) -> bool:
+    """Structures and pointer types bear such names too."""
+    return callable(value) and not isinstance(value, type)
 
 
 def _timed(

@@ -1,5 +1,7 @@
 """Our decode engine, driven as a decode node drives it: prompts arrive as states."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,6 +12,7 @@ import numpy.typing as npt
 from hetero.decode.engine import Admitted, DecodeConfig, DecodeEngine
 from hetero.decode.sequence import Job
 from hetero.errors import EngineError
+from hetero.experiment.engine_bench.states import States
 from hetero.kv.layout import KVLayout
 from hetero.messages import Failed, Finished, Generated, Joined, Sampling, Token
 
@@ -18,6 +21,9 @@ GREEDY = Sampling(temperature=0, ignore_eos=True)
 
 # Any token will do to go on from.
 FIRST_TOKEN = 3
+
+# Of the engines whose steps should cost next to nothing.
+_SHORT_PROMPT_TOKENS = 32
 
 
 class DrivenEngine:
@@ -102,3 +108,35 @@ class DrivenEngine:
         at: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@contextmanager
+def running_engines(
+    path: Path,
+    layout: KVLayout,
+    samplings: Mapping[str, Sampling],
+    size: int,
+    num_steps: int,
+    num_threads: int,
+) -> Iterator[dict[str, DrivenEngine]]:
+    """An engine per way of sampling, `size` short sequences running in each, for so many steps."""
+    with ExitStack() as stack:
+        engines = {}
+        for name, sampling in samplings.items():
+            driven = engines[name] = stack.enter_context(
+                DrivenEngine(
+                    path,
+                    layout,
+                    num_slots=size,
+                    # The first of `size` sequences takes a step while each other one joins.
+                    context_tokens=_SHORT_PROMPT_TOKENS + size + num_steps + 2,
+                    num_threads=num_threads,
+                    sampling=sampling,
+                )
+            )
+            states = States(driven.engine.model, layout, num_threads=num_threads)
+            for seed in range(size):
+                blob = states.make(_SHORT_PROMPT_TOKENS, driven.num_streams, seed)
+                driven.arrive(blob, _SHORT_PROMPT_TOKENS)
+            driven.fill(size)
+        yield engines

@@ -8,18 +8,18 @@ import time
 from statistics import median
 
 from hetero.experiment.engine_bench.call_timers import CallTimers
-from hetero.experiment.engine_bench.driven_engine import GREEDY, DrivenEngine
+from hetero.experiment.engine_bench.driven_engine import (
+    GREEDY,
+    DrivenEngine,
+    running_engines,
+)
 from hetero.experiment.engine_bench.figures import Figure, Say, at_most
 from hetero.experiment.engine_bench.models import layout_of, model_file
 from hetero.experiment.engine_bench.settings import Settings
-from hetero.experiment.engine_bench.states import States
 from hetero.experiment.engine_bench.turns import flat, take_turns
 from hetero.messages import Sampling
 
 _TARGET_MS = 0.3
-
-# Long enough for the steps of all turns, short enough that attention stays cheap.
-_PROMPT_TOKENS = 32
 
 _SAMPLINGS = {
     "greedy": GREEDY,
@@ -30,42 +30,24 @@ _SAMPLINGS = {
 
 def measure(settings: Settings, say: Say) -> list[Figure]:
     size = settings.python_batch
-    shape = settings.vocabulary_shape if settings.quick else settings.small_shape
+    shape = settings.python_shape
     path = model_file(settings.folder, shape, "q8_0", say)
     layout = layout_of(path, "q8_0")
     say(f"python at batch {size}: the ceiling is no work at all, the target {_TARGET_MS} ms a step")
-    num_tokens = _PROMPT_TOKENS + size + (1 + settings.num_rounds) * settings.python_steps + 1
-    engines = {
-        name: DrivenEngine(
-            path,
-            layout,
-            num_slots=size,
-            context_tokens=num_tokens,
-            num_threads=settings.num_threads,
-            sampling=sampling,
+    num_steps = (1 + settings.num_rounds) * settings.python_steps
+    with (
+        running_engines(path, layout, _SAMPLINGS, size, num_steps, settings.num_threads) as engines,
+        CallTimers("llama_decode", "llama_sampler_") as timers,
+    ):
+        rounds = take_turns(
+            {
+                name: lambda driven=driven: [
+                    _python_ms(driven, timers) for _ in range(settings.python_steps)
+                ]
+                for name, driven in engines.items()
+            },
+            settings.num_rounds,
         )
-        for name, sampling in _SAMPLINGS.items()
-    }
-    try:
-        for driven in engines.values():
-            states = States(driven.engine.model, layout, num_threads=settings.num_threads)
-            for seed in range(size):
-                blob = states.make(_PROMPT_TOKENS, driven.num_streams, seed)
-                driven.arrive(blob, _PROMPT_TOKENS)
-            driven.fill(size)
-        with CallTimers("llama_decode", "llama_sampler_") as timers:
-            rounds = take_turns(
-                {
-                    name: lambda driven=driven: [
-                        _python_ms(driven, timers) for _ in range(settings.python_steps)
-                    ]
-                    for name, driven in engines.items()
-                },
-                settings.num_rounds,
-            )
-    finally:
-        for driven in engines.values():
-            driven.close()
     return [
         Figure(
             name=f"python_{name}",

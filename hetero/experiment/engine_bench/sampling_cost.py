@@ -7,22 +7,24 @@ adds is taken 30 times or so, the embedding and output matrix once.
 """
 
 import time
-from collections.abc import Callable
 from statistics import median
 
 from hetero.experiment.engine_bench.bare_loop import BareLoop
 from hetero.experiment.engine_bench.call_timers import CallTimers
-from hetero.experiment.engine_bench.driven_engine import GREEDY, DrivenEngine
+from hetero.experiment.engine_bench.driven_engine import (
+    GREEDY,
+    DrivenEngine,
+    running_engines,
+)
 from hetero.experiment.engine_bench.figures import Figure, Say, at_most
 from hetero.experiment.engine_bench.models import layout_of, model_file
 from hetero.experiment.engine_bench.settings import Settings
 from hetero.experiment.engine_bench.states import States
-from hetero.experiment.engine_bench.turns import flat, take_turns
+from hetero.experiment.engine_bench.turns import flat, take_turns, timed_steps
 from hetero.llama.model import Model
 from hetero.messages import Sampling
 
 _KV_TYPE = "q8_0"
-_PROMPT_TOKENS = 32
 _LARGE_STEPS = 3
 _SMALL_STEPS = 6
 
@@ -91,17 +93,7 @@ def _large_step_s(settings: Settings, layers: int, say: Say) -> list[float]:
         ) as bare:
             for seed in range(size):
                 bare.restore(seed, states.make(num_tokens, size, seed), num_tokens)
-            return _seconds(lambda: bare.step(size), _LARGE_STEPS)
-
-
-def _seconds(step: Callable[[], object], num_steps: int) -> list[float]:
-    step()
-    seconds = []
-    for _ in range(num_steps):
-        started = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - started)
-    return seconds
+            return timed_steps(lambda: bare.step(size), _LARGE_STEPS)
 
 
 def _sampling_s(settings: Settings, say: Say) -> dict[str, list[list[float]]]:
@@ -109,38 +101,20 @@ def _sampling_s(settings: Settings, say: Say) -> dict[str, list[list[float]]]:
     size = settings.python_batch
     path = model_file(settings.folder, settings.vocabulary_shape, "q8_0", say)
     layout = layout_of(path, _KV_TYPE)
-    num_tokens = _PROMPT_TOKENS + size + (1 + settings.num_rounds) * _SMALL_STEPS + 1
-    engines = {
-        name: DrivenEngine(
-            path,
-            layout,
-            num_slots=size,
-            context_tokens=num_tokens,
-            num_threads=settings.num_threads,
-            sampling=sampling,
+    num_steps = (1 + settings.num_rounds) * _SMALL_STEPS
+    with (
+        running_engines(path, layout, _SAMPLINGS, size, num_steps, settings.num_threads) as engines,
+        CallTimers("llama_decode") as timers,
+    ):
+        return take_turns(
+            {
+                name: lambda driven=driven: [
+                    _outside_decode_s(driven, timers) for _ in range(_SMALL_STEPS)
+                ]
+                for name, driven in engines.items()
+            },
+            settings.num_rounds,
         )
-        for name, sampling in _SAMPLINGS.items()
-    }
-    try:
-        for driven in engines.values():
-            states = States(driven.engine.model, layout, num_threads=settings.num_threads)
-            for seed in range(size):
-                blob = states.make(_PROMPT_TOKENS, driven.num_streams, seed)
-                driven.arrive(blob, _PROMPT_TOKENS)
-            driven.fill(size)
-        with CallTimers("llama_decode") as timers:
-            return take_turns(
-                {
-                    name: lambda driven=driven: [
-                        _outside_decode_s(driven, timers) for _ in range(_SMALL_STEPS)
-                    ]
-                    for name, driven in engines.items()
-                },
-                settings.num_rounds,
-            )
-    finally:
-        for driven in engines.values():
-            driven.close()
 
 
 def _outside_decode_s(driven: DrivenEngine, timers: CallTimers) -> float:

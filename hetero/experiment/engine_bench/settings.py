@@ -30,6 +30,7 @@ class Settings:
 
     python_batch: int
     python_steps: int
+    python_shape: Shape  # so small that Python's part of a step shows
     vocabulary_shape: Shape  # nothing but a large vocabulary
     large_shape: Callable[[int], Shape]  # by its number of layers
     large_layers: tuple[int, int]  # measured
@@ -68,6 +69,7 @@ def full_settings(folder: Path, num_threads: int) -> Settings:
         churn_every=4,
         python_batch=32,
         python_steps=100,
+        python_shape=_small_shape("tiny"),
         vocabulary_shape=_small_shape("vocabulary", vocab_size=128256),
         large_shape=lambda layers: replace(
             SHAPES["llama-3.1-8b"], name=f"llama-3.1-8b-{layers}-layers", num_layers=layers
@@ -95,7 +97,7 @@ def quick_settings(folder: Path, num_threads: int) -> Settings:
     return replace(
         full_settings(folder, num_threads),
         quick=True,
-        shape=_small_shape("quick"),
+        shape=_small_shape("tiny"),
         context_tokens=96,
         headroom_tokens=160,
         num_rounds=2,
@@ -109,7 +111,7 @@ def quick_settings(folder: Path, num_threads: int) -> Settings:
         large_shape=lambda layers: _small_shape(f"quick-{layers}-layers", num_layers=layers),
         large_layers=(1, 2),
         large_all_layers=4,
-        restore_shape=_small_shape("quick"),
+        restore_shape=_small_shape("tiny"),
         restore_tokens=(64,),
         num_copies=2,
         pack_tokens=16,

@@ -5,8 +5,6 @@ Ceiling of a step: every weight and every row of every context are read once. Ce
 fill and a greedy pick per row, which we do as well.
 """
 
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from statistics import median
 
@@ -17,7 +15,7 @@ from hetero.experiment.engine_bench.machine import memory_ceilings
 from hetero.experiment.engine_bench.models import layout_of, model_file, spec_of
 from hetero.experiment.engine_bench.settings import Settings
 from hetero.experiment.engine_bench.states import States
-from hetero.experiment.engine_bench.turns import flat, ratios, take_turns
+from hetero.experiment.engine_bench.turns import flat, ratios, take_turns, timed_steps
 
 _KV_TYPES = ("f16", "q8_0")
 
@@ -84,17 +82,17 @@ class _Duel:
             f"at least {1000 * floor_s:.1f} ms on one core"
         )
         pilots = {
-            name: median(_timed_steps(lambda bare=bare: bare.step(size), _PILOT_STEPS))
+            name: median(timed_steps(lambda bare=bare: bare.step(size), _PILOT_STEPS))
             for name, bare in self._bare.items()
         }
-        _timed_steps(self._ours.step, _PILOT_STEPS)
+        timed_steps(self._ours.step, _PILOT_STEPS)
         better = min(pilots, key=lambda name: pilots[name])
         num_steps = self._settings.rows_per_turn // size
         num_steps = min(max(num_steps, _FEWEST_STEPS), _MOST_STEPS)
         rounds = take_turns(
             {
-                "bare": lambda: _timed_steps(lambda: self._bare[better].step(size), num_steps),
-                "ours": lambda: _timed_steps(self._ours.step, num_steps),
+                "bare": lambda: timed_steps(lambda: self._bare[better].step(size), num_steps),
+                "ours": lambda: timed_steps(self._ours.step, num_steps),
             },
             self._settings.num_rounds,
         )
@@ -133,12 +131,3 @@ class _Duel:
             for seed, length in enumerate(self._ours.lengths.values()):
                 bare.restore(seed, self._states.make(length, bare.num_streams, seed), length)
 
-
-def _timed_steps(step: Callable[[], object], num_steps: int) -> list[float]:
-    """Seconds of each step but the first, which comes after another arm's turn."""
-    seconds = []
-    for _ in range(1 + num_steps):
-        started = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - started)
-    return seconds[1:]

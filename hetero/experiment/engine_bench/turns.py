@@ -1,6 +1,7 @@
 """Arms measured in turns: A B A B ..., so that a slow minute of the machine slows all of them."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
@@ -21,6 +22,16 @@ def take_turns(arms: Mapping[str, Turn], num_rounds: int) -> dict[str, list[list
 def ratios(numerator: Sequence[Sequence[float]], denominator: Sequence[Sequence[float]]) -> list[float]:
     """Of the medians of each round: neighbours in time, so that drift cancels out."""
     return [median(a) / median(b) for a, b in zip(numerator, denominator, strict=True)]
+
+
+def timed_steps(step: Callable[[], object], num_steps: int) -> list[float]:
+    """Seconds of each step, after one that warms up: another arm has had the caches."""
+    seconds = []
+    for _ in range(1 + num_steps):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
 
 
 def flat(rounds: Sequence[Sequence[float]]) -> list[float]:

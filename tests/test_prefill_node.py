@@ -1,0 +1,289 @@
+"""A prefill node over real sockets; the test is its router and its decode node, honest or not."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import zmq
+from llama_reference import Reference, random_prompt
+from tiny_models import write_tiny_model
+
+from hetero.kv.layout import kv_layout
+from hetero.kv.staging import StagingBlob
+from hetero.llama.model import Model
+from hetero.messages import (
+    Abort,
+    Cancel,
+    Done,
+    Failed,
+    Fingerprint,
+    FirstTokens,
+    Heartbeat,
+    Hello,
+    ModelFingerprint,
+    NodeInfo,
+    Open,
+    Prefill,
+    Ready,
+    Refused,
+    Rows,
+    Sampling,
+    Sent,
+    Ticket,
+    decode_to_router,
+    encode,
+)
+from hetero.prefill.llama_engine import LlamaEngine
+from hetero.serve import control
+from hetero.serve.prefill_node import PrefillNode
+from hetero.serve.prefill_worker import PrefillWorker
+from hetero.transport.transfer import SinkTransfer, State
+from hetero.transport.zmq_link import SinkLink
+
+LAYOUT = kv_layout(
+    num_layers=3, num_kv_heads=2, head_dim_k=64, head_dim_v=64, k_type="q8_0", v_type="q8_0"
+)
+FINGERPRINT = Fingerprint(
+    model=ModelFingerprint(hyperparameters="h", tokenizer="t", chat_template="c", tensors="w"),
+    layout=LAYOUT,
+)
+PROMPT = tuple(random_prompt(200))
+GREEDY = Sampling(temperature=0)
+WAIT_S = 20
+
+
+@pytest.fixture(autouse=True)
+def quick_heartbeats(monkeypatch):
+    monkeypatch.setattr(control, "HEARTBEAT_S", 0.1)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "m.gguf")
+
+
+@pytest.fixture(scope="module")
+def alone(model_path):
+    """(state blob, next greedy token) of the prompt, by llama.cpp alone in the same chunks."""
+    with Reference(model_path, k_type="q8_0", v_type="q8_0", chunk_tokens=64) as reference:
+        logits = reference.prefill(PROMPT)
+        return reference.context.export_sequence(0), int(logits.argmax())
+
+
+class Harness:
+    """The node on a thread, and the two sockets it talks to."""
+
+    def __init__(self, model_path, context):
+        self.router = context.socket(zmq.ROUTER)
+        self.router.setsockopt(zmq.LINGER, 0)
+        port = self.router.bind_to_random_port("tcp://127.0.0.1")
+        self.sink = SinkLink(context, "tcp://127.0.0.1:0")
+        self.engine = LlamaEngine(
+            model_path, LAYOUT, context_tokens=512, num_threads=1, chunk_tokens=64, frame_bytes=9000
+        )
+        self.model = Model(model_path, vocab_only=True)
+        self.worker = PrefillWorker(self.engine, self.model.vocab, FINGERPRINT, context)
+        info = NodeInfo(
+            name="p",
+            role="prefill",
+            host="h",
+            pid=1,
+            model="m",
+            fingerprint=FINGERPRINT,
+            context_tokens=512,
+            num_slots=1,
+            chunk_tokens=64,
+            engine="llama",
+            attention="llama",
+            versions={},
+        )
+        self.node = PrefillNode(
+            self.worker, info, router=f"tcp://127.0.0.1:{port}", context=context
+        )
+        self.loop = threading.Thread(target=self.node.run)
+        self.loop.start()
+        self.said = []
+        self.until(Hello)
+
+    def close(self):
+        self.node.stop()
+        self.loop.join()
+        self.worker.close()
+        self.engine.close()
+        self.model.close()
+        self.sink.close()
+        self.router.close()
+
+    def tell(self, message):
+        self.router.send_multipart([b"p", encode(message)])
+
+    def until(self, kind, matching=lambda message: True):
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline and self.router.poll(1000 * WAIT_S):
+            _, raw = self.router.recv_multipart()
+            message = decode_to_router(raw)
+            self.said.append(message)
+            if isinstance(message, kind) and matching(message):
+                return message
+        raise AssertionError(f"no {kind.__name__}; the node said {self.said}")
+
+    def ticket(self, name="r.1", lease_s=30.0, address=None):
+        return Ticket(
+            ticket_id=name,
+            address=address or self.sink.address,
+            num_tokens=len(PROMPT),
+            lease_s=lease_s,
+        )
+
+    def prefill(self, ticket, request_id="r", prompt=PROMPT, **sampling):
+        self.tell(
+            Prefill(
+                request_id=request_id,
+                prompt=prompt,
+                num_choices=1,
+                sampling=Sampling(temperature=0, **sampling),
+                ticket=ticket,
+            )
+        )
+
+    def incoming(self):
+        """The source's next messages, for ever; each is (peer, message, payload)."""
+        while self.sink.socket.poll(1000 * WAIT_S):
+            yield from self.sink.receive()
+        raise AssertionError("the source fell silent")
+
+    def hear(self, kind):
+        for peer, message, _ in self.incoming():
+            if isinstance(message, kind):
+                return peer, message
+
+    def receive_all(self, credit_bytes=20_000):
+        """Be an honest sink for one transfer; it and its staging blob at the end."""
+        transfers = {}
+        for peer, message, payload in self.incoming():
+            if isinstance(message, Open):
+                transfers[message.ticket_id] = SinkTransfer(
+                    self.ticket(message.ticket_id),
+                    FINGERPRINT,
+                    StagingBlob(LAYOUT, len(PROMPT), 1),
+                    credit_bytes,
+                )
+            if message.ticket_id not in transfers:
+                continue  # the rest of one that failed before
+            transfer = transfers[message.ticket_id]
+            reply = transfer.receive(message, payload)
+            if reply is not None:
+                self.sink.send(peer, reply)
+            if transfer.state is State.DONE:
+                return transfer
+
+
+@pytest.fixture
+def node(model_path):
+    with zmq.Context() as context:
+        harness = Harness(model_path, context)
+        yield harness
+        harness.close()
+
+
+def test_the_sink_gets_llamas_own_bytes_and_the_router_the_first_token(node, alone):
+    blob, token = alone
+    node.prefill(node.ticket())
+    transfer = node.receive_all()
+    np.testing.assert_array_equal(transfer.staging.blob[8:], blob[8:])
+    first = node.until(FirstTokens)
+    assert [t.token for t in first.tokens] == [token]
+    assert transfer.first_tokens == first.tokens
+    assert first.num_chunks == 4
+    sent = node.until(Sent)
+    assert sent.kv_bytes == len(PROMPT) * LAYOUT.token_bytes
+    assert 0 < sent.last_group_s <= sent.wire_s
+
+
+def test_without_a_ticket_only_the_first_token_is_made(node, alone):
+    node.prefill(None)
+    assert node.until(FirstTokens).tokens[0].token == alone[1]
+    assert node.until(Heartbeat, lambda beat: not beat.load.active).load.kv_moved_bytes == 0
+
+
+def test_a_refusal_fails_the_request_with_the_sinks_reason(node):
+    node.prefill(node.ticket())
+    peer, message = node.hear(Open)
+    node.sink.send(peer, Refused(ticket_id=message.ticket_id, reason="tensors: a here, b there"))
+    failed = node.until(Failed)
+    assert failed.kind == "PeerError"
+    assert "refused the KV: tensors: a here, b there" in failed.message
+
+
+def test_a_sink_that_falls_silent_fails_the_request(node, alone):
+    node.prefill(node.ticket(lease_s=0.5))
+    peer, message = node.hear(Open)
+    node.sink.send(peer, Ready(ticket_id=message.ticket_id, credit_bytes=1))
+    assert "need an answer within 0.5 s, have none" in node.until(Failed).message
+    # The node lives on.
+    node.prefill(node.ticket("s.1"), "s")
+    node.receive_all()
+    assert node.until(FirstTokens, lambda m: m.request_id == "s").tokens[0].token == alone[1]
+
+
+def test_a_sink_that_is_not_there_fails_the_request(node):
+    with zmq.Context() as context:
+        gone = SinkLink(context, "tcp://127.0.0.1:0")
+        gone.close()
+    node.prefill(node.ticket(lease_s=0.5, address=gone.address))
+    assert "need an answer within 0.5 s" in node.until(Failed).message
+
+
+@pytest.mark.parametrize("stage", ["queued", "waiting for credit"])
+def test_cancel_stops_the_reading_and_tells_the_sink(node, stage):
+    node.prefill(node.ticket())
+    peer, message = node.hear(Open)
+    if stage == "queued":
+        node.prefill(node.ticket("s.1"), "s")
+        node.tell(Cancel(request_id="s"))
+    node.sink.send(peer, Ready(ticket_id=message.ticket_id, credit_bytes=1))
+    node.hear(Rows)
+    node.tell(Cancel(request_id="r"))
+    _, abort = node.hear(Abort)
+    assert (abort.ticket_id, abort.reason) == ("r.1", "cancelled by the router")
+    node.until(Heartbeat, lambda beat: not (beat.load.active or beat.load.queued))
+
+
+def test_what_cannot_be_read_fails_alone(node, alone):
+    node.prefill(node.ticket(), "long", prompt=PROMPT * 3)
+    failed = node.until(Failed)
+    assert (failed.request_id, failed.kind) == ("long", "PlanError")
+    assert "need room for 600 tokens, have a context of 512" in failed.message
+    node.prefill(node.ticket("t.1"), "odd", prompt=(5, 10**6))
+    assert "need token ids below 512, have 1000000" in node.until(Failed).message
+    node.prefill(node.ticket("u.1"), "bad", grammar="root ::= (")
+    peer, message = node.hear(Open)
+    node.sink.send(peer, Ready(ticket_id=message.ticket_id, credit_bytes=10**6))
+    assert "need valid GBNF" in node.until(Failed).message
+    node.hear(Abort)
+    node.prefill(node.ticket("s.1"), "s")
+    node.receive_all()
+    node.until(Sent)
+
+
+def test_prompts_are_read_in_the_order_they_came(node, alone):
+    for name in "abc":
+        node.prefill(node.ticket(f"{name}.1"), name)
+    for name in "abc":
+        transfer = node.receive_all()
+        assert transfer.ticket.ticket_id == f"{name}.1"
+    firsts = [
+        m.request_id for m in [*node.said, node.until(FirstTokens)] if isinstance(m, FirstTokens)
+    ]
+    while len(firsts) < 3:
+        firsts.append(node.until(FirstTokens).request_id)
+    assert firsts == ["a", "b", "c"]
+
+
+def test_replies_that_are_no_messages_are_dropped(node):
+    node.prefill(node.ticket())
+    peer, message = node.hear(Open)
+    node.sink.socket.send_multipart([peer, b"\x01junk"])
+    node.sink.send(peer, Ready(ticket_id=message.ticket_id, credit_bytes=10**6))
+    node.hear(Done)
