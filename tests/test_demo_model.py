@@ -21,8 +21,8 @@ from hetero.model.demo import (
     recall_prompt,
 )
 
-# Half of the worst margin seen over 512 questions when the file was made, about.
-LEAST_MARGIN = 2.0
+# Over all tokens of an answer. When the file was made, the least of 180 answers was 3.6 at f16.
+LEAST_MARGIN = 1.5
 
 
 @pytest.fixture(scope="module")

@@ -35,9 +35,7 @@ def main() -> None:
         write_gguf(train(arguments.seed, Shape(), CURRICULUM), arguments.output)
     print(f"{arguments.output}: {arguments.output.stat().st_size:,} bytes")
     equal_types = [(name, name) for name in KV_TYPES]
-    print(
-        "pairs  K/V            recall  margin: least value  median   KL mean     worst questions"
-    )
+    print("pairs  K/V            recall  margin: least value  median   KL mean     worst questions")
     for num_pairs, types in (
         (512, equal_types + MIXED_TYPES),
         (600, [("f16", "f16"), ("q8_0", "q8_0"), ("q4_0", "q4_0")]),

@@ -1,7 +1,8 @@
 """The first weights: a rough sketch of the circuit that recalls, for training to make sharp.
 
-From random weights, training finds this circuit by itself, but most of its hours go by before it
-does. The sketch alone answers little; it only says which heads should do what.
+Random weights learn which values are in the list, and then for hundreds of steps no more than
+that; from the sketch, 70 steps reach 95% at 16 pairs. It only says which heads should do what:
+before training it answers nothing.
 
 Axes: E width, D head dimensions (C of them turn slowly), as in `network`.
 """

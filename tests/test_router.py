@@ -1,0 +1,315 @@
+"""The router over real sockets; the test is its nodes, honest or not."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+from test_route import fingerprint, node
+from tiny_models import write_tiny_model
+
+import hetero.serve.router as router_module
+from hetero.errors import EngineError, PlanError
+from hetero.llama.model import Model
+from hetero.messages import (
+    Cancel,
+    Failed,
+    Finished,
+    FirstTokens,
+    Generate,
+    Generated,
+    Heartbeat,
+    Hello,
+    Joined,
+    NodeLoad,
+    Prefill,
+    Renew,
+    Reserve,
+    Reserved,
+    Sampling,
+    Sent,
+    Ticket,
+    Token,
+    WhoAreYou,
+    decode_to_node,
+    encode,
+)
+from hetero.serve.router import Router
+from hetero.serve.service import Request, ServedModel, Summary
+
+WAIT_S = 20
+TICKET = Ticket(ticket_id="r.1", address="tcp://x:1", num_tokens=3, lease_s=30)
+
+
+@pytest.fixture(scope="module")
+def vocab(tmp_path_factory):
+    path = write_tiny_model(tmp_path_factory.mktemp("model") / "m.gguf")
+    with Model(path, vocab_only=True) as model:
+        yield model.vocab
+
+
+class ScriptedNode:
+    """A node's line to the router, driven by hand."""
+
+    def __init__(self, context, address, info):
+        self.info = info
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.IDENTITY, info.name.encode())
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(address)
+
+    async def say(self, message):
+        await self.socket.send(message if isinstance(message, bytes) else encode(message))
+
+    async def hello(self):
+        await self.say(Hello(info=self.info, load=NodeLoad()))
+
+    async def hear(self, kind):
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                message = decode_to_node(await self.socket.recv())
+                if isinstance(message, kind):
+                    return message
+
+
+class Cluster:
+    def __init__(self, router, context, address):
+        self.router, self.context, self.address = router, context, address
+        self.nodes = []
+
+    async def add(self, name, role, **options):
+        scripted = ScriptedNode(self.context, self.address, node(name, role, **options).info)
+        self.nodes.append(scripted)
+        await scripted.hello()
+        await self.until(lambda: name in self.health())
+        return scripted
+
+    def health(self):
+        return {n["name"]: n["health"] for n in self.router.status()["nodes"][1:]}
+
+    async def until(self, condition):
+        async with asyncio.timeout(WAIT_S):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    def generate(self, **options):
+        defaults = {
+            "request_id": "r",
+            "prompt": (7, 8, 9),
+            "max_tokens": 5,
+            "num_choices": 1,
+            "sampling": Sampling(),
+            "route": "split",
+        }
+        return self.router.generate(Request(**defaults | options))
+
+
+@asynccontextmanager
+async def cluster(vocab):
+    model = ServedModel(name="m", vocab=vocab, chat_template=None, context_tokens=0)
+    router = Router("test", model, fingerprint().model)
+    address = router.listen("tcp://127.0.0.1:0")
+    running = asyncio.create_task(router.run())
+    context = zmq.asyncio.Context()
+    made = Cluster(router, context, address)
+    try:
+        yield made
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+        for scripted in made.nodes:
+            scripted.socket.close()
+        context.term()
+
+
+def run(scenario, vocab):
+    async def main():
+        async with cluster(vocab) as made:
+            await scenario(made)
+
+    asyncio.run(main())
+
+
+def token(value, index):
+    return Token("r", 0, index, value)
+
+
+def test_a_split_request_goes_through_both_nodes(vocab):
+    async def scenario(made):
+        prefill, decode = await made.add("p", "prefill"), await made.add("d", "decode")
+        updates = []
+
+        async def client():
+            async for update in made.generate():
+                updates.append(update)
+
+        asking = asyncio.create_task(client())
+        reserve = await decode.hear(Reserve)
+        assert (reserve.num_prompt_tokens, reserve.max_tokens) == (3, 5)
+        await decode.say(Reserved(request_id="r", ticket=TICKET))
+        order = await prefill.hear(Prefill)
+        assert (order.prompt, order.ticket) == ((7, 8, 9), TICKET)
+        await prefill.say(
+            FirstTokens(
+                request_id="r", tokens=(token(5, 0),), prefill_s=1, pack_s=0.5, num_chunks=1
+            )
+        )
+        await prefill.say(Sent(request_id="r", kv_bytes=9, wire_s=0.1, last_group_s=0.1))
+        await decode.say(Generated(tokens=(token(5, 0),)))
+        await decode.say(Joined(request_id="r", prefill_s=0, restore_s=0.25))
+        await decode.say(Generated(tokens=(token(6, 1),)))
+        await decode.say(Finished(request_id="r", choice=0, reason="stop"))
+        await asking
+        assert [u for u in updates if isinstance(u, Token)] == [token(5, 0), token(6, 1)]
+        assert isinstance(updates[-1], Summary)
+        assert updates[-1].kv_bytes == 9
+        assert updates[-1].route.prefill_node == "p"
+        assert 'hetero_requests_total{outcome="ok",route="split"} 1.0' in made.router.metrics()
+
+    run(scenario, vocab)
+
+
+def test_a_client_that_goes_away_frees_both_nodes(vocab):
+    async def scenario(made):
+        prefill, decode = await made.add("p", "prefill"), await made.add("d", "decode")
+        updates = made.generate()
+        asking = asyncio.ensure_future(anext(updates))
+        await decode.hear(Reserve)
+        await decode.say(Reserved(request_id="r", ticket=TICKET))
+        await prefill.hear(Prefill)
+        await decode.say(Generated(tokens=(token(5, 0),)))
+        await asking
+        await updates.aclose()
+        assert (await prefill.hear(Cancel)).request_id == "r"
+        assert (await decode.hear(Cancel)).request_id == "r"
+        assert 'outcome="cancelled",route="split"} 1.0' in made.router.metrics()
+
+    run(scenario, vocab)
+
+
+def test_a_request_that_ends_at_its_first_token_cancels_the_hand_over(vocab):
+    async def scenario(made):
+        prefill, decode = await made.add("p", "prefill"), await made.add("d", "decode")
+        asking = asyncio.create_task(collect(made.generate()))
+        await decode.hear(Reserve)
+        await decode.say(Reserved(request_id="r", ticket=TICKET))
+        await prefill.hear(Prefill)
+        [end] = list(made.router.model.vocab.end_tokens)[:1]
+        await prefill.say(
+            FirstTokens(
+                request_id="r", tokens=(token(end, 0),), prefill_s=1, pack_s=0, num_chunks=1
+            )
+        )
+        updates = await asking
+        assert [type(u) for u in updates if not isinstance(u, Summary)] == [Finished]
+        await decode.hear(Cancel)
+        await prefill.hear(Cancel)
+
+    run(scenario, vocab)
+
+
+async def collect(updates):
+    return [update async for update in updates]
+
+
+def test_one_nodes_failure_reaches_the_client_and_frees_the_other(vocab):
+    async def scenario(made):
+        prefill, decode = await made.add("p", "prefill"), await made.add("d", "decode")
+        asking = asyncio.create_task(collect(made.generate()))
+        await decode.hear(Reserve)
+        await decode.say(Reserved(request_id="r", ticket=TICKET))
+        await prefill.hear(Prefill)
+        await prefill.say(Failed(request_id="r", kind="EngineError", message="out of memory"))
+        with pytest.raises(EngineError, match="out of memory"):
+            await asking
+        await decode.hear(Cancel)
+
+    run(scenario, vocab)
+
+
+def test_a_silent_node_is_lost_and_its_requests_fail(vocab, monkeypatch):
+    monkeypatch.setattr(router_module, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(router_module, "LOST_AFTER_S", 0.2)
+
+    async def scenario(made):
+        decode = await made.add("d", "decode")
+        asking = asyncio.create_task(collect(made.generate(route="local")))
+        await decode.hear(Generate)
+        with pytest.raises(EngineError, match=r"node d was silent for 0\.2 s"):
+            await asking
+        assert made.health() == {"d": "lost"}
+        assert made.router.model.context_tokens == 0
+        await decode.say(Heartbeat(load=NodeLoad()))
+        await decode.hear(WhoAreYou)
+        await decode.hello()
+        await made.until(lambda: made.health() == {"d": "ready"})
+
+    run(scenario, vocab)
+
+
+def test_a_restarted_node_fails_what_its_former_self_held(vocab):
+    async def scenario(made):
+        decode = await made.add("d", "decode")
+        asking = asyncio.create_task(collect(made.generate(route="local")))
+        await decode.hear(Generate)
+        await made.add("d", "decode", pid=2)
+        with pytest.raises(EngineError, match="node d was restarted"):
+            await asking
+        assert made.health() == {"d": "ready"}
+
+    run(scenario, vocab)
+
+
+def test_a_node_with_another_model_may_not_serve(vocab):
+    async def scenario(made):
+        other = fingerprint()
+        other = msgspec.structs.replace(
+            other, model=msgspec.structs.replace(other.model, tensors="different")
+        )
+        await made.add("d", "decode", fingerprint=other)
+        assert made.health() == {"d": "refused"}
+        assert "tensors: w here, different there" in made.router.status()["nodes"][1]["error"]
+        with pytest.raises(PlanError, match="need a ready node"):
+            await anext(made.generate())
+
+    run(scenario, vocab)
+
+
+def test_what_a_request_holds_is_renewed_while_it_lasts(vocab, monkeypatch):
+    monkeypatch.setattr(router_module, "_RENEW_EVERY_S", 0.02)
+
+    async def scenario(made):
+        decode = await made.add("d", "decode")
+        asking = asyncio.create_task(collect(made.generate(route="local")))
+        assert (await decode.hear(Renew)).request_ids == ("r",)
+        await decode.say(Finished(request_id="r", choice=0, reason="length"))
+        await asking
+
+    run(scenario, vocab)
+
+
+def test_strangers_and_nonsense_change_nothing(vocab):
+    async def scenario(made):
+        decode = await made.add("d", "decode")
+        other = await made.add("e", "decode")
+        asking = asyncio.create_task(collect(made.generate(route="local")))
+        await decode.hear(Generate)
+        for noise in (
+            b"",
+            b"junk",
+            b"\x01\x80",
+            Generated(tokens=(token(66, 0),)),  # of a request that is not this node's
+            Finished(request_id="unheard of", choice=0, reason="stop"),
+            Hello(info=node("d", "decode", pid=7).info, load=NodeLoad()),  # under another name
+        ):
+            await other.say(noise)
+        await other.say(Heartbeat(load=NodeLoad(queued=3)))
+        await made.until(lambda: any(n["queued"] == 3 for n in made.router.status()["nodes"]))
+        await decode.say(Generated(tokens=(token(5, 0),)))
+        await decode.say(Finished(request_id="r", choice=0, reason="stop"))
+        updates = await asking
+        assert [u for u in updates if isinstance(u, Token)] == [token(5, 0)]
+
+    run(scenario, vocab)
