@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
         return status if isinstance(status, int) else OK
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:
         _forget_stdout()
@@ -121,7 +121,7 @@ def _report(error: Exception, *, as_json: bool) -> int:
     message = str(error)
     if isinstance(error, _UsageError):
         message = error.format_message()
-        if error.ctx is not None:
+        if message and error.ctx is not None:
             message += f" Try `{error.ctx.command_path} --help`."
     elif not isinstance(error, HeteroError):
         if os.environ.get("HETERO_DEBUG") == "1":
@@ -130,8 +130,9 @@ def _report(error: Exception, *, as_json: bool) -> int:
             f"{type(error).__name__}: {message}. This is a bug: please report it, with what "
             "HETERO_DEBUG=1 prints"
         )
-    with suppress(BrokenPipeError):
-        print(f"hetero: error: {message}", file=sys.stderr, flush=True)
+    if message:  # a group without a verb has printed its help
+        with suppress(BrokenPipeError):
+            print(f"hetero: error: {message}", file=sys.stderr, flush=True)
     if as_json:
         try:
             print_json({"error": {"kind": type(error).__name__, "message": message}})

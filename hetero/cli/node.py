@@ -22,8 +22,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Errors also as JSON on std
 def node() -> None:
     """Run one process of a cluster (what a service manager starts)."""
     logging.getLogger().setLevel(min(logging.getLogger().level, logging.INFO))
-    # It would tell of every request, heartbeats of dashboards included.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # A line per request would fill the disk of a cluster that runs for months.
+    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
 
 
 @app.command()

@@ -7,6 +7,6 @@ None of that is ours to improve: llama.cpp computes. What is ours is what we add
 what these figures are: our loop against a bare loop, a restore against memcpy, packing against
 memcpy, a hand-over against its last frame group, a process against what its parts must take.
 
-Every figure is a ratio, or a budget, whose two sides were measured in turns within one run; absolute
-times are of this machine alone. One file per figure; `suite` has the table.
+Every figure is a ratio, or a budget, whose two sides were measured in turns within one run;
+absolute times are of this machine alone. One file per figure; `suite` has the table.
 """

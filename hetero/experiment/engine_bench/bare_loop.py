@@ -1,4 +1,4 @@
-"""The least a program can do around llama.cpp: fill a batch, decode, take the best token of each row.
+"""The least a program can do around llama.cpp: fill a batch, decode, pick each row's best token.
 
 A ceiling for our own loop, so it goes to the bindings directly: through `hetero.llama` it would
 share our faults. Parameters are the library's defaults but for what both must have in common.

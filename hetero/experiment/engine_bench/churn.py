@@ -1,8 +1,8 @@
 """Figure `churn`: what sequences that come and go cost the others.
 
 Ceiling: the tokens per second of a batch in which nobody moves. A hand-over between steps costs a
-restore, one memcpy of its context; a leave opens a gap, which costs a row in every step until it is
-filled. Both engines have about the same mean batch: a leave comes as often before its join as after.
+restore, one memcpy of its context; a leave opens a gap, which costs a row in every step until it
+is filled. Both engines have about the same mean batch: half the leaves come before their join.
 """
 
 import time
@@ -38,8 +38,8 @@ class Changes:
 def seeded_changes(num_steps: int, every: int, rng: np.random.Generator) -> list[Changes]:
     """A leave and a join about once in `every` steps, a few steps apart, either one first."""
     leaves, arrivals = np.zeros(num_steps, int), np.zeros(num_steps, int)
-    for step in np.flatnonzero(rng.random(num_steps) < 1 / every):
-        later = min(step + rng.integers(0, _MOST_STEPS_APART + 1), num_steps - 1)
+    for step in np.flatnonzero(rng.random(num_steps) < 1 / every).tolist():
+        later = min(step + int(rng.integers(0, _MOST_STEPS_APART + 1)), num_steps - 1)
         first, second = (leaves, arrivals) if rng.random() < 0.5 else (arrivals, leaves)
         first[step] += 1
         second[later] += 1
@@ -83,9 +83,7 @@ def measure(settings: Settings, say: Say) -> list[Figure]:
             nonlocal num_joins
             # As long as the steady sequences are by now: fresh ones would make steps cheaper.
             length = round(mean(steady.lengths.values()))
-            blobs = [
-                states.make(length, churning.num_streams, seed) for seed in range(_NUM_STATES)
-            ]
+            blobs = [states.make(length, churning.num_streams, seed) for seed in range(_NUM_STATES)]
             changes = seeded_changes(settings.churn_steps, settings.churn_every, rng)
             produced = 0
             started = time.perf_counter()
@@ -102,9 +100,7 @@ def measure(settings: Settings, say: Say) -> list[Figure]:
             return [produced / seconds]
 
         say(f"churn at batch {size}: the ceiling is the same batch undisturbed, measured beside it")
-        rounds = take_turns(
-            {"steady": steady_turn, "churning": churning_turn}, settings.num_rounds
-        )
+        rounds = take_turns({"steady": steady_turn, "churning": churning_turn}, settings.num_rounds)
     shares = ratios(rounds["churning"], rounds["steady"])
     return [
         Figure(

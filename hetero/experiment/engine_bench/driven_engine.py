@@ -79,7 +79,9 @@ class DrivenEngine:
                         self.lengths[token.request_id] += 1
                 case Admitted():
                     name = event.job.request_id
-                    self.engine.join(name, self._arriving[name][0], (Token(name, 0, 0, FIRST_TOKEN),))
+                    self.engine.join(
+                        name, self._arriving[name][0], (Token(name, 0, 0, FIRST_TOKEN),)
+                    )
                 case Joined():
                     _, self.lengths[event.request_id] = self._arriving.pop(event.request_id)
                 case Finished() | Failed():

@@ -65,9 +65,7 @@ def _measure(settings: Settings, head_dim: int) -> Figure:
     )
 
 
-def _gb_per_s(
-    frames: list[np.ndarray], copy: Callable[[np.ndarray], object]
-) -> list[float]:
+def _gb_per_s(frames: list[np.ndarray], copy: Callable[[np.ndarray], object]) -> list[float]:
     rates = []
     for frame in frames:
         started = time.perf_counter()

@@ -5,6 +5,7 @@ batch arrays, tokens into messages, and the snapshot that the engine's thread ta
 """
 
 import time
+from functools import partial
 from statistics import median
 
 from hetero.experiment.engine_bench.call_timers import CallTimers
@@ -41,9 +42,7 @@ def measure(settings: Settings, say: Say) -> list[Figure]:
     ):
         rounds = take_turns(
             {
-                name: lambda driven=driven: [
-                    _python_ms(driven, timers) for _ in range(settings.python_steps)
-                ]
+                name: partial(_turn, driven, timers, settings.python_steps)
                 for name, driven in engines.items()
             },
             settings.num_rounds,
@@ -62,11 +61,14 @@ def measure(settings: Settings, say: Say) -> list[Figure]:
     ]
 
 
-def _python_ms(driven: DrivenEngine, timers: CallTimers) -> float:
+def _turn(driven: DrivenEngine, timers: CallTimers, num_steps: int) -> list[float]:
     engine = driven.engine
-    timers.reset()
-    started = time.perf_counter()
-    engine.step()
-    # EngineThread takes these after every step.
-    _ = engine.num_active, engine.num_queued, engine.kv_bytes_held
-    return 1000 * timers.outside_s(time.perf_counter() - started)
+    milliseconds = []
+    for _ in range(num_steps):
+        timers.reset()
+        started = time.perf_counter()
+        engine.step()
+        # EngineThread takes these after every step.
+        _ = engine.num_active, engine.num_queued, engine.kv_bytes_held
+        milliseconds.append(1000 * timers.outside_s(time.perf_counter() - started))
+    return milliseconds

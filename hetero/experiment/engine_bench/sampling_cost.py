@@ -7,6 +7,7 @@ adds is taken 30 times or so, the embedding and output matrix once.
 """
 
 import time
+from functools import partial
 from statistics import median
 
 from hetero.experiment.engine_bench.bare_loop import BareLoop
@@ -107,18 +108,16 @@ def _sampling_s(settings: Settings, say: Say) -> dict[str, list[list[float]]]:
         CallTimers("llama_decode") as timers,
     ):
         return take_turns(
-            {
-                name: lambda driven=driven: [
-                    _outside_decode_s(driven, timers) for _ in range(_SMALL_STEPS)
-                ]
-                for name, driven in engines.items()
-            },
+            {name: partial(_turn, driven, timers) for name, driven in engines.items()},
             settings.num_rounds,
         )
 
 
-def _outside_decode_s(driven: DrivenEngine, timers: CallTimers) -> float:
-    timers.reset()
-    started = time.perf_counter()
-    driven.engine.step()
-    return timers.outside_s(time.perf_counter() - started)
+def _turn(driven: DrivenEngine, timers: CallTimers) -> list[float]:
+    seconds = []
+    for _ in range(_SMALL_STEPS):
+        timers.reset()
+        started = time.perf_counter()
+        driven.engine.step()
+        seconds.append(timers.outside_s(time.perf_counter() - started))
+    return seconds

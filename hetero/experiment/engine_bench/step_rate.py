@@ -6,6 +6,7 @@ fill and a greedy pick per row, which we do as well.
 """
 
 from contextlib import ExitStack
+from functools import partial
 from statistics import median
 
 from hetero.experiment.engine_bench.bare_loop import BareLoop
@@ -82,7 +83,7 @@ class _Duel:
             f"at least {1000 * floor_s:.1f} ms on one core"
         )
         pilots = {
-            name: median(timed_steps(lambda bare=bare: bare.step(size), _PILOT_STEPS))
+            name: median(timed_steps(partial(bare.step, size), _PILOT_STEPS))
             for name, bare in self._bare.items()
         }
         timed_steps(self._ours.step, _PILOT_STEPS)
@@ -91,8 +92,8 @@ class _Duel:
         num_steps = min(max(num_steps, _FEWEST_STEPS), _MOST_STEPS)
         rounds = take_turns(
             {
-                "bare": lambda: timed_steps(lambda: self._bare[better].step(size), num_steps),
-                "ours": lambda: timed_steps(self._ours.step, num_steps),
+                "bare": partial(timed_steps, partial(self._bare[better].step, size), num_steps),
+                "ours": partial(timed_steps, self._ours.step, num_steps),
             },
             self._settings.num_rounds,
         )
@@ -125,9 +126,10 @@ class _Duel:
         """Let sequences arrive at our engine; then give the bare loops the lengths they have."""
         num_tokens = self._settings.context_tokens
         for seed in range(len(self._ours.lengths), size):
-            self._ours.arrive(self._states.make(num_tokens, self._ours.num_streams, seed), num_tokens)
+            self._ours.arrive(
+                self._states.make(num_tokens, self._ours.num_streams, seed), num_tokens
+            )
         self._ours.fill(size)
         for bare in self._bare.values():
             for seed, length in enumerate(self._ours.lengths.values()):
                 bare.restore(seed, self._states.make(length, bare.num_streams, seed), length)
-

@@ -19,7 +19,9 @@ def take_turns(arms: Mapping[str, Turn], num_rounds: int) -> dict[str, list[list
     return rounds
 
 
-def ratios(numerator: Sequence[Sequence[float]], denominator: Sequence[Sequence[float]]) -> list[float]:
+def ratios(
+    numerator: Sequence[Sequence[float]], denominator: Sequence[Sequence[float]]
+) -> list[float]:
     """Of the medians of each round: neighbours in time, so that drift cancels out."""
     return [median(a) / median(b) for a, b in zip(numerator, denominator, strict=True)]
 

@@ -1,0 +1,72 @@
+"""Options that several verbs take, and what they mean together: a plan for processes here."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hetero.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hetero.model.spec import ModelSpec
+
+
+class Engine(StrEnum):
+    AUTO = "auto"
+    TORCH = "torch"
+    LLAMA = "llama"
+
+
+class AttentionKernel(StrEnum):
+    AUTO = "auto"
+    TRITON = "triton"
+    SDPA = "sdpa"
+
+
+class Wish(StrEnum):
+    AUTO = "auto"
+    LOCAL = "local"
+    SPLIT = "split"
+
+
+ModelName = Annotated[
+    str, typer.Option("--model", "-m", "-M", help="A GGUF file, or `demo`: the embedded model.")
+]
+KType = Annotated[str, typer.Option("--kv-k", help="Type of the cached keys: f16, q8_0, q4_0 ...")]
+VType = Annotated[str, typer.Option("--kv-v", help="Type of the cached values.")]
+Prefill = Annotated[Engine, typer.Option("--prefill", help="What reads prompts.")]
+Attention = Annotated[AttentionKernel, typer.Option("--attention", help="The torch engine's.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Of each node.  [default: shares the physical cores]"),
+]
+
+
+def open_model(name: str) -> "tuple[Path, ModelSpec]":
+    """The model's file, the first part of a split one, and what it is.
+
+    Raises: ModelError before anything is started with it.
+    """
+    from hetero.cli.model import model_path
+    from hetero.model.gguf_file import GGUFFile
+    from hetero.model.spec import gguf_to_spec
+
+    file = GGUFFile.open(model_path(name))
+    return file.parts[0].resolve(), gguf_to_spec(file)
+
+
+def check_kernels(spec: "ModelSpec", kv_k: str, kv_v: str, attention: AttentionKernel) -> None:
+    """Raises: ConfigError or ModelError for what the nodes would refuse, before they start."""
+    from hetero.kv.layout import kv_layout
+
+    if attention is AttentionKernel.TRITON:
+        raise ConfigError("attention triton: comes with GPU prefill; use --attention sdpa")
+    kv_layout(
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim_k=spec.head_dim_k,
+        head_dim_v=spec.head_dim_v,
+        k_type=kv_k,
+        v_type=kv_v,
+    )
