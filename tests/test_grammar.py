@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tiny_models import write_tiny_model
 
 from hetero.decode.grammar import MAX_GRAMMAR_BYTES, GrammarChecker, nesting
-from hetero.llama.json_schema import checked_schema, schema_to_gbnf
 from hetero.errors import ConfigError
+from hetero.llama.json_schema import checked_schema, schema_to_gbnf
 from hetero.llama.model import Model, Vocab
 from hetero.llama.sampler import Sampler
 from hetero.messages import Sampling

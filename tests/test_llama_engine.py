@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from llama_reference import Reference, random_prompt
+from model_cases import MODELS, write_model
 from tiny_models import write_tiny_model
 
 from hetero.errors import ConfigError, EngineError, PlanError
@@ -62,17 +63,20 @@ def test_bytes_and_greedy_tokens_equal_llama_alone(tmp_path, k_type, v_type, uni
     assert tokens == expected
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "qwen3moe"])
-@pytest.mark.parametrize("head_dim", [64, 96, 128])
-def test_every_architecture_and_head_dim_hands_over_exactly(tmp_path, architecture, head_dim):
-    path = write_tiny_model(
-        tmp_path / "m.gguf", architecture=architecture, head_dim=head_dim, hidden=4 * head_dim
-    )
+MOE = ("qwen3moe", 64, 4, 2, 256, False, "q4_k", None)
+
+
+@pytest.mark.parametrize("model", [*MODELS, MOE], ids=lambda model: "-".join(map(str, model)))
+def test_every_kind_of_model_hands_over_exactly(tmp_path, model):
+    path = write_model(tmp_path / "m.gguf", model)
+    _, head_dim, _, num_kv_heads, *_ = model
     kinds = {"k_type": "q8_0", "v_type": "q8_0", "unified": False, "chunk_tokens": 128}
     with Reference(path, **kinds) as alone:
         logits = alone.prefill(PROMPT)
+        own_state = alone.context.export_sequence(0)
         expected, _ = alone.greedy(logits, len(PROMPT), 64)
-    blob, first_logits = hand_over(path, layout("q8_0", "q8_0", head_dim), 2)
+    blob, first_logits = hand_over(path, layout("q8_0", "q8_0", head_dim, num_kv_heads), 2)
+    np.testing.assert_array_equal(blob[8:], own_state[8:])
     with Reference(path, **kinds) as decode:
         decode.context.restore_sequence(1, blob)
         tokens, _ = decode.greedy(first_logits, len(PROMPT), 64, sequence=1)

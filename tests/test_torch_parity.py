@@ -9,32 +9,13 @@ import torch
 from float64_reference import Forward, forward, relative_error
 from llama_cache import LlamaPrefill, llama_prefill, row_values
 from llama_reference import Reference, random_prompt
-from tiny_models import write_tiny_model
+from model_cases import MODELS, write_model
 
 from hetero.kv.staging import StagingBlob
 from hetero.prefill.torch_engine import TorchEngine
 
 PROMPT = random_prompt(300)
 
-# Every value of each column beside every architecture; mqa, gqa, mha are 1, some, all KV heads.
-# qwen2 files need hidden = heads * head_dim.
-MODELS = [
-    # architecture, head_dim, heads, kv_heads, hidden, tied, weights, RoPE scaling
-    ("llama", 64, 4, 2, 256, False, "f16", None),
-    ("llama", 96, 4, 4, 256, True, "q8_0", "llama3"),
-    ("llama", 128, 4, 1, 256, False, "q4_0", "yarn"),
-    ("llama", 64, 4, 4, 256, True, "q4_k", "linear"),
-    ("llama", 128, 4, 2, 256, True, "f16", "llama3"),
-    ("qwen2", 64, 4, 1, 256, True, "q4_0", None),
-    ("qwen2", 96, 8, 2, 768, False, "q4_k", None),
-    ("qwen2", 128, 2, 2, 256, False, "f16", "yarn"),
-    ("qwen2", 64, 4, 2, 256, False, "q8_0", "linear"),
-    ("qwen3", 128, 4, 4, 256, False, "q8_0", None),
-    ("qwen3", 96, 4, 1, 256, False, "f16", None),
-    ("qwen3", 128, 4, 2, 256, True, "q4_k", "yarn"),
-    ("qwen3", 96, 4, 2, 256, True, "q4_0", "linear"),
-    ("qwen3", 64, 4, 2, 256, False, "f16", None),
-]
 F16_MODELS = [model for model in MODELS if model[6] == "f16"]
 
 
@@ -48,21 +29,6 @@ class Case:
     logits: np.ndarray
     k: np.ndarray
     v: np.ndarray
-
-
-def write_model(path, model):
-    architecture, head_dim, heads, kv_heads, hidden, tied, weight_type, rope_scaling = model
-    return write_tiny_model(
-        path,
-        architecture=architecture,
-        head_dim=head_dim,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        hidden=hidden,
-        tied=tied,
-        weight_type=weight_type,
-        rope_scaling=rope_scaling,
-    )
 
 
 def prefill(path, types=("f16", "f16"), prompt=PROMPT, **options):

@@ -3,31 +3,33 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Measure this machine's engines.", no_args_is_help=True)
+from hetero.cli.output import AsJson, print_json, print_progress
+
+app = typer.Typer(help="Measure.", no_args_is_help=True)
 
 
 @app.callback()
 def bench() -> None:
-    """Measure this machine's engines."""
+    """Measure."""
 
 
 @app.command()
 def engine(
-    as_json: Annotated[bool, typer.Option("--json", help="The report on stdout.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write the report here.")
+        Path | None, typer.Option("--output", "-o", help="Also write the report to this file.")
     ] = None,
     only: Annotated[
-        str, typer.Option(help="Some figures: pack,restore,python,sampling,decode,churn,...")
+        str, typer.Option(metavar="NAME,...", help="Some figures: pack, decode, itl ...")
     ] = "",
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny models: whether it runs, not how fast.")
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Of each engine.")] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Decode, hand-over, packing, latency and memory as shares of what this machine could do."""
     # Read when numpy and llama.cpp load, which is below: packing is measured on one core, and the
@@ -35,7 +37,7 @@ def engine(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-    from hetero.errors import ConfigError, EngineError
+    from hetero.errors import ConfigError
     from hetero.experiment.engine_bench.settings import full_settings, quick_settings
     from hetero.experiment.engine_bench.suite import measure_engines
 
@@ -43,15 +45,26 @@ def engine(
         raise ConfigError(f"{output}: no directory {output.parent}; make it first")
     settings = (quick_settings if quick else full_settings)(_model_folder(), threads)
     names = [name.strip() for name in only.split(",") if name.strip()]
-    report = measure_engines(settings, names, lambda line: typer.echo(line, err=True))
-    text = json.dumps(report)
+    report = measure_engines(settings, names, print_progress)
     if output is not None:
         output.write_text(json.dumps(report, indent=1) + "\n")
     if as_json:
-        typer.echo(text)
+        print_json(report)
+    else:
+        _print_table(report)
     if report["failures"]:
-        failed = ", ".join(failure["name"] for failure in report["failures"])
-        raise EngineError(f"bench engine: need every figure measured, have none for {failed}")
+        raise typer.Exit(1)
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    for figure in report["figures"]:
+        target = f"{figure['target']['relation']} {figure['target']['bound']:g}"
+        verdict = "met" if figure["met"] else "missed"
+        typer.echo(
+            f"{figure['name']:28} {figure['value']:10.4g} {figure['unit']:6} {target:8} {verdict}"
+        )
+    for failure in report["failures"]:
+        typer.echo(f"{failure['name']:28} not measured: {failure['error']}")
 
 
 def _model_folder() -> Path:

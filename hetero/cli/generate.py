@@ -53,7 +53,9 @@ def generate(
     text = _prompt_text(prompt, file)
     path, spec = open_model(model)
     check_kernels(spec, kv_k, kv_v, attention)
-    num_tokens = _num_prompt_tokens(path, text, chat=chat)
+    from hetero.cli.prompt import prompt_tokens
+
+    num_tokens = len(prompt_tokens(path, text, chat=chat))
     if num_tokens + max_tokens > spec.context_length:
         raise ConfigError(
             f"prompt: need a context of {num_tokens} + {max_tokens} tokens, the model was trained "
@@ -106,28 +108,6 @@ def _prompt_text(prompt: str | None, file: str | None) -> str:
         return sys.stdin.read() if file == "-" else Path(file or "").read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: can't read the prompt: {error}") from None
-
-
-def _num_prompt_tokens(path: Path, text: str, *, chat: bool) -> int:
-    """As the router will count them: the cluster's context is sized by it."""
-    from hetero.llama.model import Model
-    from hetero.model.gguf_file import GGUFFile
-    from hetero.serve.openai import ChatBody, ChatMessage, TextBody
-    from hetero.serve.service import ServedModel
-    from hetero.serve.tokens import chat_tokens, text_tokens
-
-    template = GGUFFile.open(path).metadata.get("tokenizer.chat_template")
-    with Model(path, vocab_only=True) as model:
-        served = ServedModel(
-            name=path.stem,
-            vocab=model.vocab,
-            chat_template=template if isinstance(template, str) else None,
-            context_tokens=0,
-        )
-        if chat:
-            body = ChatBody(messages=[ChatMessage(role="user", content=text)])
-            return len(chat_tokens(served, body))
-        return len(text_tokens(served, TextBody(prompt=text)))
 
 
 def _print_piece(text: str) -> None:

@@ -11,12 +11,6 @@ from hetero.llama.context import Context, ContextConfig
 from hetero.llama.model import Model
 
 
-def prompt_tokens(path: Path, text: str) -> list[int]:
-    """Of a prompt in which control tokens are written out."""
-    with Model(path, vocab_only=True) as model:
-        return model.vocab.tokenize(text, add_special=True, parse_special=True)
-
-
 def greedy_tokens(
     path: Path,
     prompt: list[int],

@@ -58,7 +58,8 @@ def _print_table(answer: dict[str, Any]) -> None:
     table = Table(title=Text(f"cluster {answer['cluster']}"), title_justify="left", box=None)
     for heading in ("node", "role", "host", "pid", "health", "KV held", "active", "queued"):
         table.add_column(
-            heading, justify="right" if heading in ("pid", "KV held", "active", "queued") else "left"
+            heading,
+            justify="right" if heading in ("pid", "KV held", "active", "queued") else "left",
         )
     for node in answer["nodes"]:
         cells = [str(node[key]) for key in ("name", "role", "host", "pid", "health")]

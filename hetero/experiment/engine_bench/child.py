@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from hetero.errors import EngineError, HeteroError
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 
 # A 1B model is dequantized by torch in half a minute.
 _START_S = 300.0
@@ -40,24 +41,18 @@ def child_process(
 @contextmanager
 def node_process(
     run: Callable[[_T, Callable[[dict[str, Any]], None]], None], config: _T
-) -> Iterator[dict[str, Any]]:
-    """A real node (`run` is one of `hetero.serve.start`); what it announces once it serves.
+) -> Iterator[None]:
+    """A real node (`run` is one of `hetero.serve.start`), once it serves.
 
     Raises: EngineError with the node's own reason if it doesn't get that far.
     """
     ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    with child_process(_run_node, run, config, theirs):
+    with ours, child_process(_run_node, run, config, theirs):
         theirs.close()
-        if not ours.poll(_START_S):
-            raise EngineError(f"node: need it to serve within {_START_S:g} s, it does not")
-        try:
-            announced = ours.recv()
-        except EOFError:
-            raise EngineError("node: ended before it served; its reason is above") from None
-        if isinstance(announced, str):
-            raise EngineError(f"node: {announced}")
-        yield announced
-        ours.close()
+        announced = _received(ours, "node")
+        if isinstance(announced, HeteroError):
+            raise announced
+        yield
 
 
 def _run_node(
@@ -69,7 +64,31 @@ def _run_node(
     try:
         run(config, parent.send)
     except HeteroError as error:
-        parent.send(str(error))
+        parent.send(error)
+
+
+def result_from_child(function: Callable[..., _R], *arguments: object) -> _R:
+    """What a function returns in a process of its own, whose memory and log are not ours."""
+    ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    with ours, child_process(_send_result, theirs, function, arguments):
+        theirs.close()
+        result: _R = _received(ours, function.__name__)
+        return result
+
+
+def _send_result(
+    parent: "Connection[Any, Any]", function: Callable[..., object], arguments: tuple[object, ...]
+) -> None:
+    parent.send(function(*arguments))
+
+
+def _received(connection: "Connection[Any, Any]", name: str) -> Any:
+    if not connection.poll(_START_S):
+        raise EngineError(f"{name}: need a word within {_START_S:g} s, have none")
+    try:
+        return connection.recv()
+    except EOFError:
+        raise EngineError(f"{name}: its process ended early; the reason is above") from None
 
 
 def peak_rss_bytes(pid: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import zmq
 
 from hetero.errors import EngineError
-from hetero.experiment.engine_bench.child import node_process, peak_rss_bytes
+from hetero.experiment.engine_bench.child import node_process, peak_rss_bytes, result_from_child
 from hetero.experiment.engine_bench.driven_engine import GREEDY
 from hetero.experiment.engine_bench.figures import Figure, Say, at_most
 from hetero.experiment.engine_bench.models import layout_of, model_file, spec_of
@@ -119,7 +119,8 @@ def _prefill(settings: Settings, seat: RouterSeat, name: str) -> None:
 def _decode_parts(
     settings: Settings, spec: ModelSpec, layout: KVLayout, config: DecodeConfig
 ) -> dict[str, int]:
-    reported = _reported_buffers(config)
+    # Elsewhere: at this level llama.cpp says some hundred lines more.
+    reported = result_from_child(reported_buffers, config)
     # One stream per slot; rows are placed in a blob of the prompt's final size.
     staging = StateLayout(layout, settings.context_tokens, config.slots)
     return {
@@ -131,7 +132,7 @@ def _decode_parts(
     }
 
 
-def _reported_buffers(config: DecodeConfig) -> dict[str, int]:
+def reported_buffers(config: DecodeConfig) -> dict[str, int]:
     """Bytes by kind (model, KV, compute, output), as llama.cpp logs them while it loads."""
     ggml_type = kv_type(_KV_TYPE).ggml_id
     with captured_log(DEBUG) as lines, Model(config.model) as model:
