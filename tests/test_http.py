@@ -19,7 +19,7 @@ from hetero.decode.grammar import GrammarChecker
 from hetero.errors import EngineError, PeerError, PlanError
 from hetero.llama.model import Model, Vocab
 from hetero.model.synth import BOS, CHAT_TEMPLATE, EOS
-from hetero.serve.http import MAX_BODY_BYTES, make_app
+from hetero.serve.http.app import MAX_BODY_BYTES, make_app
 from hetero.serve.service import ServedModel
 
 KEEP_ALIVE_S = 0.05

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from hetero.serve.failures import RequestError
-from hetero.serve.openai import ChatBody, JsonSchema, TextBody, parse
+from hetero.serve.http.failures import RequestError
+from hetero.serve.http.openai import ChatBody, JsonSchema, TextBody, parse
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 

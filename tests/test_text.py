@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetero.serve.text import TextStream
+from hetero.serve.http.text import TextStream
 
 # Few letters, so that stop strings begin, fail and overlap all the time.
 letters = st.text("abé\U0001f600", max_size=30)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from hetero.llama.model import Model
 from hetero.model.gguf_file import GGUFFile
-from hetero.serve.openai import ChatBody, ChatMessage, TextBody
+from hetero.serve.http.openai import ChatBody, ChatMessage, TextBody
+from hetero.serve.http.tokens import chat_tokens, text_tokens
 from hetero.serve.service import ServedModel
-from hetero.serve.tokens import chat_tokens, text_tokens
 
 
 def prompt_tokens(path: Path, text: str, *, chat: bool) -> list[int]:

@@ -42,10 +42,10 @@ def _local_url(name: str | None) -> str:
         return next(iter(urls.values()))
     if urls:
         raise HeteroError(f"status: need --name, have several here: {', '.join(urls)}")
-    which = "one" if name is None else f"one named {name!r}"
+    which = "no cluster" if name is None else f"no cluster named {name!r}"
     raise HeteroError(
-        f"status: need a cluster, {which} is not running here; start it with `hetero up --local`, "
-        "or name its router with --url"
+        f"status: {which} is running here; start one with `hetero up --local`, or name its "
+        "router with --url"
     )
 
 

@@ -13,8 +13,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from hetero.llama.json_schema import checked_schema
 from hetero.errors import ConfigError, EngineError
+from hetero.llama.json_schema import checked_schema
 
 # The largest that people write (a programming language, a big API) are near 20 kB.
 MAX_GRAMMAR_BYTES = 128 * 2**10

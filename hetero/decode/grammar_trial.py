@@ -16,8 +16,8 @@ import numpy.typing as npt
 import psutil
 
 from hetero.decode.grammar import check_limits
-from hetero.llama.json_schema import schema_to_gbnf
 from hetero.errors import ConfigError, EngineError
+from hetero.llama.json_schema import schema_to_gbnf
 from hetero.llama.library import captured_log
 from hetero.llama.model import Model, Vocab
 from hetero.llama.sampler import Sampler

@@ -212,6 +212,11 @@ def _rope(model: GGUFFile, keys: _Keys, head_dim: int, context_length: int) -> R
         factor = 1.0
     if scaling == "linear" and factor == 1.0:
         scaling = "none"
+    original_context = keys.integer("rope.scaling.original_context_length", context_length)
+    if scaling == "yarn" and original_context < 1:
+        raise ModelError(
+            f"{model.parts[0]}: RoPE original context: need at least 1, have {original_context}"
+        )
     attn_factor = keys.number("rope.scaling.attn_factor", 1.0)
     if scaling == "yarn" and factor < 1.0:
         # llama-context.cpp divides by what the kernel will multiply with, then sets the magnitude
@@ -223,7 +228,7 @@ def _rope(model: GGUFFile, keys: _Keys, head_dim: int, context_length: int) -> R
         base=keys.number("rope.freq_base", 10000.0),
         scaling=scaling,
         factor=factor,
-        original_context=keys.integer("rope.scaling.original_context_length", context_length),
+        original_context=original_context,
         attn_factor=attn_factor,
         ext_factor=1.0 if scaling == "yarn" else 0.0,
         beta_fast=_YARN_BETA_FAST,

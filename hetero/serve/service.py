@@ -1,8 +1,8 @@
 """What the HTTP front asks of the router behind it, in tokens; text stays in front.
 
 `generate` yields tokens in order per choice as they are drawn, one `Finished` per choice, and a
-`Summary` whenever there is more to say of the stages, the last one at the end. Closing the generator
-early cancels the request everywhere.
+`Summary` whenever there is more to say of the stages, the last one at the end. Closing the
+generator early cancels the request everywhere.
 """
 
 from collections.abc import AsyncGenerator

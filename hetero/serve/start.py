@@ -31,7 +31,7 @@ from hetero.prefill.engine import PrefillEngine
 from hetero.serve.config import DecodeConfig, PrefillConfig, RouterConfig
 from hetero.serve.decode_node import DecodeNode
 from hetero.serve.engine_thread import EngineThread
-from hetero.serve.http import make_app
+from hetero.serve.http.app import make_app
 from hetero.serve.prefill_node import PrefillNode
 from hetero.serve.prefill_worker import PrefillWorker
 from hetero.serve.router import Router

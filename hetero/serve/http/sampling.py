@@ -5,8 +5,8 @@ from typing import Any
 
 from hetero.decode.grammar import GrammarChecker
 from hetero.messages import Sampling
-from hetero.serve.failures import RequestError
-from hetero.serve.openai import ChatBody, CompletionBody, JsonObject, JsonSchema, TextBody
+from hetero.serve.http.failures import RequestError
+from hetero.serve.http.openai import ChatBody, CompletionBody, JsonObject, JsonSchema, TextBody
 from hetero.serve.service import ServedModel
 
 _SEED_BITS = 2**64 - 1

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hetero.messages import Finished, Token, TokenLogprob
+from hetero.serve.http.text import TextStream
+from hetero.serve.http.tokens import Pieces
 from hetero.serve.service import Summary, Update
-from hetero.serve.text import TextStream
-from hetero.serve.tokens import Pieces
 
 FinishReason = Literal["stop", "length"]
 

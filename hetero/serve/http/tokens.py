@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from hetero.llama.model import Vocab
 from hetero.model.chat import render_chat
-from hetero.serve.failures import RequestError
-from hetero.serve.openai import ChatBody, ChatMessage, TextBody
+from hetero.serve.http.failures import RequestError
+from hetero.serve.http.openai import ChatBody, ChatMessage, TextBody
 from hetero.serve.service import ServedModel
 
 # Variables of every template, which a request's own must not stand in for.

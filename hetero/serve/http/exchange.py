@@ -9,13 +9,13 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from hetero.errors import EngineError
-from hetero.serve.answer import Answer, Delta, Entry, FinishReason
-from hetero.serve.completions import Json, Shape, route_and_timings, usage_of
-from hetero.serve.failures import failure_of, log_failure
-from hetero.serve.openai import CompletionBody
+from hetero.serve.http.answer import Answer, Delta, Entry, FinishReason
+from hetero.serve.http.completions import Json, Shape, route_and_timings, usage_of
+from hetero.serve.http.failures import failure_of, log_failure
+from hetero.serve.http.openai import CompletionBody
+from hetero.serve.http.sse import DONE, KEEP_ALIVE, EventStream, Generation, event, until_disconnect
+from hetero.serve.http.tokens import Pieces
 from hetero.serve.service import Request, ServedModel, Service, Update
-from hetero.serve.sse import DONE, KEEP_ALIVE, EventStream, Generation, event, until_disconnect
-from hetero.serve.tokens import Pieces
 
 
 def request_id(shape: Shape) -> str:

@@ -4,9 +4,9 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from hetero.messages import TokenLogprob
-from hetero.serve.answer import Answer, Delta, Entry, FinishReason
+from hetero.serve.http.answer import Answer, Delta, Entry, FinishReason
+from hetero.serve.http.tokens import Pieces
 from hetero.serve.service import Summary
-from hetero.serve.tokens import Pieces
 
 Json = dict[str, Any]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from hetero.routing.route import Wish
-from hetero.serve.failures import RequestError
+from hetero.serve.http.failures import RequestError
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 

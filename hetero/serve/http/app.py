@@ -19,10 +19,10 @@ from starlette.exceptions import HTTPException
 
 from hetero.decode.grammar import GrammarChecker
 from hetero.errors import HeteroError, PlanError
-from hetero.serve.completions import ChatShape, Json, Shape, TextShape
-from hetero.serve.exchange import Exchange, request_id
-from hetero.serve.failures import Failure, RequestError, failure_of, log_failure
-from hetero.serve.openai import (
+from hetero.serve.http.completions import ChatShape, Json, Shape, TextShape
+from hetero.serve.http.exchange import Exchange, request_id
+from hetero.serve.http.failures import Failure, RequestError, failure_of, log_failure
+from hetero.serve.http.openai import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
@@ -30,10 +30,10 @@ from hetero.serve.openai import (
     TokenizeBody,
     parse,
 )
-from hetero.serve.sampling import checked_grammar, has_grammar, max_tokens_of, sampling_of
+from hetero.serve.http.sampling import checked_grammar, has_grammar, max_tokens_of, sampling_of
+from hetero.serve.http.sse import ClientGone
+from hetero.serve.http.tokens import Pieces, chat_tokens, checked_tokens, text_tokens
 from hetero.serve.service import Request, ServedModel, Service
-from hetero.serve.sse import ClientGone
-from hetero.serve.tokens import Pieces, chat_tokens, checked_tokens, text_tokens
 
 _T = TypeVar("_T")
 
