@@ -77,11 +77,11 @@ def up(
         threads=threads,
     )
     with LocalCluster(plan, print_progress) as cluster:
-        if as_json:
-            _print_state(cluster)
-        else:
-            _print_welcome(cluster, plan)
         try:
+            if as_json:
+                _print_state(cluster)
+            else:
+                _print_welcome(cluster)
             cluster.wait()
         except (KeyboardInterrupt, SystemExit):
             print_progress("stopping")
@@ -94,7 +94,7 @@ def _print_state(cluster: "LocalCluster") -> None:
     print_json(state | {"run_directory": str(cluster.run_directory)})
 
 
-def _print_welcome(cluster: "LocalCluster", plan: object) -> None:
+def _print_welcome(cluster: "LocalCluster") -> None:
     state = cluster.state
     has_prefill = any(node.role == "prefill" for node in state.nodes)
     routes = (

@@ -27,29 +27,28 @@ from hetero.model.demo import CITIES, NOUNS, NUM_KEYS
 # Positions a list is spread over in training: the context length that the file promises.
 MAX_POSITION = 8192
 
+# The first question after the list is what the model is for, and one of dozens in a sequence.
+FIRST_ANSWER_WEIGHT = 20.0
 # Lines of the list recited in one go.
 MOST_LINES = 12
 
 
 @dataclass
 class Sequence:
-    """Tokens, and which of them the model should predict."""
+    """Tokens, and how much each of them counts in the loss: 0 where nothing says what follows."""
 
     tokens: list[int] = field(default_factory=list)
-    is_target: list[bool] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
 
-    def add(self, *tokens: int, predicted: bool = False) -> None:
+    def add(self, *tokens: int, weight: float = 0.0) -> None:
         self.tokens += tokens
-        self.is_target += [predicted] * len(tokens)
-
-    def replace_last(self, token: int) -> None:
-        self.tokens[-1] = token
+        self.weights += [weight] * len(tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBatch:
     tokens_BT: npt.NDArray[np.int64]
-    is_target_BT: npt.NDArray[np.bool_]
+    weights_BT: npt.NDArray[np.float32]
     positions_BT: npt.NDArray[np.int64]
 
 
@@ -57,12 +56,12 @@ def training_batch(
     draw: np.random.Generator, *, batch_size: int, num_pairs: int, num_tokens: int, spread: bool
 ) -> TrainingBatch:
     """Sequences of `num_tokens` about lists of around `num_pairs` pairs."""
-    tokens, targets, positions = [], [], []
+    tokens, weights, positions = [], [], []
     for _ in range(batch_size):
         pairs = int(draw.integers(num_pairs * 3 // 4, num_pairs + 1))
         sequence, list_end = recall_sequence(draw, pairs, num_tokens)
         tokens.append(sequence.tokens[:num_tokens])
-        targets.append(sequence.is_target[:num_tokens])
+        weights.append(sequence.weights[:num_tokens])
         positions.append(
             spread_positions(draw, sequence.tokens[:num_tokens], list_end)
             if spread
@@ -70,7 +69,7 @@ def training_batch(
         )
     return TrainingBatch(
         tokens_BT=np.array(tokens),
-        is_target_BT=np.array(targets),
+        weights_BT=np.array(weights, np.float32),
         positions_BT=np.array(positions),
     )
 
@@ -98,26 +97,25 @@ def recall_sequence(
     for pair in pairs:
         sequence.add(*pair)
     list_end = len(sequence.tokens)
+    if is_chat:
+        _add_turn(sequence, pairs[draw.integers(num_pairs)], FIRST_ANSWER_WEIGHT)
     ended: set[int] = set()
     while len(sequence.tokens) < num_tokens:
         if is_chat:
-            _add_turn(sequence, draw, pairs)
+            # Half of the later questions come after some lines, as the first does.
+            for i in draw.integers(num_pairs, size=draw.integers(-3, 4).clip(0)):
+                sequence.add(*pairs[i])
+            _add_turn(sequence, pairs[draw.integers(num_pairs)], 1.0)
         else:
             _add_recitation(sequence, draw, pairs, ended)
     return sequence, list_end
 
 
-def _add_turn(sequence: Sequence, draw: np.random.Generator, pairs: list[list[int]]) -> None:
-    """A question, its answer, and the start of the user's next message.
-
-    Half of the questions come after some lines, as the first does: it is the one that matters.
-    """
-    if draw.random() < 0.5:
-        for i in draw.integers(len(pairs), size=draw.integers(1, 4)):
-            sequence.add(*pairs[i])
-    adjective, noun, city, _ = pairs[draw.integers(len(pairs))]
+def _add_turn(sequence: Sequence, pair: list[int], weight: float) -> None:
+    """A question, its answer, and the start of the user's next message."""
+    adjective, noun, city, _ = pair
     sequence.add(adjective, noun, QUESTION, END, ASSISTANT)
-    sequence.add(adjective, noun, city, END, predicted=True)
+    sequence.add(adjective, noun, city, END, weight=weight)
     sequence.add(USER)
 
 
@@ -134,12 +132,12 @@ def _add_recitation(
     at = int(draw.integers(len(pairs)))
     adjective, noun, *rest = pairs[at]
     sequence.add(adjective, noun)
-    sequence.add(*rest, predicted=True)
+    sequence.add(*rest, weight=1.0)
     num_lines = draw.integers(2, MOST_LINES + 1) if draw.random() < 0.5 else 1
     end = min(at + int(num_lines), len(pairs))
     while at + 1 < end and at not in ended:
         at += 1
-        sequence.add(*pairs[at], predicted=True)
+        sequence.add(*pairs[at], weight=1.0)
     ended.add(at)
 
 

@@ -39,9 +39,9 @@ class Stage:
 CURRICULUM = [
     Stage(num_pairs=16, batch_size=16, max_steps=250, until=0.97, kv_noise=0.0, spread=False),
     Stage(num_pairs=48, batch_size=8, max_steps=200, until=0.985, kv_noise=0.05),
-    Stage(num_pairs=128, batch_size=4, max_steps=120, until=0.99, kv_noise=0.1),
+    Stage(num_pairs=128, batch_size=4, max_steps=120, until=0.995, kv_noise=0.1),
     Stage(num_pairs=256, batch_size=3, max_steps=60, until=0.99, kv_noise=0.1),
-    Stage(num_pairs=544, batch_size=2, max_steps=140, kv_noise=0.12, last_learning_rate=5e-5),
+    Stage(num_pairs=544, batch_size=2, max_steps=160, kv_noise=0.12, last_learning_rate=5e-5),
 ]
 
 WARM_UP_STEPS = 50
@@ -92,12 +92,14 @@ def train_step(
         spread=stage.spread,
     )
     tokens_BT = torch.from_numpy(batch.tokens_BT)
-    is_target_BT = torch.from_numpy(batch.is_target_BT)
-    wanted_BT = is_target_BT.roll(-1, 1)
+    weights_BT = torch.from_numpy(batch.weights_BT)
+    wanted_BT = weights_BT.roll(-1, 1) > 0
     wanted_BT[:, -1] = False
-    expected = tokens_BT[:, 1:][is_target_BT[:, 1:]]
+    is_target_BT = weights_BT[:, 1:] > 0
+    expected, weights = tokens_BT[:, 1:][is_target_BT], weights_BT[:, 1:][is_target_BT]
     logits = network(tokens_BT, torch.from_numpy(batch.positions_BT), wanted_BT, stage.kv_noise)
-    loss = F.cross_entropy(logits, expected)
+    losses = F.cross_entropy(logits, expected, reduction="none")
+    loss = (losses * weights).sum() / weights.sum()
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

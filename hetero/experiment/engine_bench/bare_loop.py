@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetero.errors import EngineError
+from hetero.experiment.engine_bench.driven_engine import FIRST_TOKEN
 from hetero.kv.layout import KVLayout
 from hetero.kv.types import kv_type
 from hetero.llama.context import FLASH_ATTENTION_ON
@@ -55,7 +56,7 @@ class BareLoop:
             self._batch.n_seq_id[row] = 1
             self._batch.seq_id[row][0] = row
             self._batch.logits[row] = 1
-        self._tokens = [3] * num_sequences
+        self.tokens = [FIRST_TOKEN] * num_sequences  # that the next step feeds
         self._positions = [0] * num_sequences
 
     def restore(self, sequence: int, blob: npt.NDArray[np.uint8], num_tokens: int) -> None:
@@ -67,7 +68,7 @@ class BareLoop:
 
     def step(self, num_rows: int) -> None:
         """One token for each of the first `num_rows` sequences."""
-        batch, tokens, positions = self._batch, self._tokens, self._positions
+        batch, tokens, positions = self._batch, self.tokens, self._positions
         batch.n_tokens = num_rows
         for row in range(num_rows):
             batch.token[row] = tokens[row]

@@ -26,13 +26,16 @@ class CallTimers(AbstractContextManager["CallTimers"]):
         ]
         self._originals: dict[str, Any] = {}
         self._wrapper_s, self._marshalling_s = _wrapper_cost_s(), _marshalling_cost_s()
-        self.reset()
-
-    def reset(self) -> None:
+        # Shared with the wrappers; lists, because those write to them.
         self._seconds, self._num_calls = [0.0], [0]
 
-        for name, original in self._originals.items():
-            setattr(llama_cpp, name, _timed(original, self._seconds, self._num_calls))
+    @property
+    def num_calls(self) -> int:
+        """Since `reset`."""
+        return self._num_calls[0]
+
+    def reset(self) -> None:
+        self._seconds[0], self._num_calls[0] = 0.0, 0
 
     def outside_s(self, wall_s: float) -> float:
         """Of a time since `reset`: what was spent outside of the functions, in Python.
@@ -40,12 +43,13 @@ class CallTimers(AbstractContextManager["CallTimers"]):
         Turning Python's arguments into C's is Python's work too; it happens inside the call, and is
         estimated by a function that does nothing else.
         """
-        calls = self._num_calls[0]
-        return wall_s - self._seconds[0] - calls * (self._wrapper_s - self._marshalling_s)
+        unseen_s = self.num_calls * (self._wrapper_s - self._marshalling_s)
+        return wall_s - self._seconds[0] - unseen_s
 
     def __enter__(self) -> Self:
         self._originals = {name: getattr(llama_cpp, name) for name in self._names}
-        self.reset()
+        for name, original in self._originals.items():
+            setattr(llama_cpp, name, _timed(original, self._seconds, self._num_calls))
         return self
 
     def __exit__(
