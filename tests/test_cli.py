@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
-from hetero.cli import checks, doctor, main
-from hetero.errors import ConfigError, EngineError
+from hetero.cli import checks, doctor, main, options
+from hetero.errors import ConfigError, EngineError, PlanError
 
 HEAVY = ("numpy", "torch", "llama_cpp", "fastapi", "httpx", "zmq", "rich.table")
 
@@ -79,6 +81,22 @@ def test_missing_model_is_a_failure():
     assert run.returncode == 1
     assert run.stderr.startswith("hetero: error: /no/such.gguf: ")
     assert run.stdout == ""
+
+
+def test_what_memory_can_not_hold_is_refused(monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=5 * 2**20))
+    _, spec = options.open_model("demo")
+    plan = {
+        "kv_k": "f16",
+        "kv_v": "f16",
+        "attention": options.AttentionKernel.AUTO,
+        "num_decode": 2,
+        "slots": 1,
+    }
+    options.check_plan(spec, context_tokens=256, **plan)
+    # A token's KV is 3 layers of 2 heads of 64 in f16, twice: 1.5 KiB.
+    with pytest.raises(PlanError, match=r"need 5\.5\d MiB of memory for 2 node\(s\)"):
+        options.check_plan(spec, context_tokens=1024, **plan)
 
 
 def test_version():
@@ -208,6 +226,29 @@ def test_doctor_wants_gpu_support_where_there_is_a_gpu(monkeypatch):
 
 
 def test_doctor_knows_the_pinned_llama():
-    pyproject = os.path.join(os.path.dirname(__file__), "..", "pyproject.toml")
-    with open(pyproject) as file:
-        assert f'"llama-cpp-python=={checks.LLAMA_VERSION}"' in file.read()
+    pyproject = Path(__file__).parent.parent / "pyproject.toml"
+    assert f'"llama-cpp-python=={checks.LLAMA_VERSION}"' in pyproject.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)  # where pip has no llama.cpp built yet, it builds one
+def test_the_installed_package_works_without_torch(tmp_path):
+    root = Path(__file__).parent.parent
+    python = tmp_path / "venv" / "bin" / "python"
+
+    def call(*command):
+        subprocess.run(command, check=True, cwd=tmp_path)
+
+    call(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, root)
+    (wheel,) = tmp_path.glob("*.whl")
+    call(sys.executable, "-m", "venv", tmp_path / "venv")
+    call(python, "-m", "pip", "install", "-q", "-c", root / "constraints.txt", wheel)
+    run = subprocess.run(
+        [tmp_path / "venv" / "bin" / "hetero", "demo", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["match"] is True

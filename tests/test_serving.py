@@ -154,3 +154,18 @@ def test_metrics_count_what_happened(url):
     assert set(moved) == {"prefill-0", "decode-0"}
     assert moved["prefill-0"] >= moved["decode-0"] > 0
     assert 'hetero_requests_total{outcome="cancelled",route="local"}' in text
+
+
+def test_token_ids_are_returned_when_asked_for(url):
+    task = recall_prompt(20, seed=9)
+    body = {"messages": [{"role": "user", "content": task.content}], "temperature": 0}
+    whole = ask(url, task, return_tokens=True)["choices"][0]
+    assert len(whole["tokens"]) == 3
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        chunks = client.chat.completions.create(
+            model="demo", stream=True, extra_body={"return_tokens": True}, **body
+        )
+        streamed = [
+            t for c in chunks for choice in c.choices for t in choice.model_extra.get("tokens", [])
+        ]
+    assert streamed == whole["tokens"]

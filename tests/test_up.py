@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import time
 import httpx
 import psutil
 import pytest
+from tiny_models import write_tiny_model
 
 from hetero.cli.llama_alone import greedy_tokens
 from hetero.cli.prompt import prompt_tokens
@@ -69,7 +69,9 @@ class Up:
 def cluster(tmp_path_factory):
     up = Up(tmp_path_factory.mktemp("runs"), "--port", "0", "--context", "2560", "--slots", "2")
     yield up
-    up.stop()
+    pids = list(up.pids().values())
+    assert up.stop(signal.SIGINT) == 0
+    assert gone(pids) == pids
 
 
 def ask(url, **body):
@@ -142,12 +144,11 @@ def test_killed_nodes_come_back_where_they_were(cluster):
     assert all(before[name] != after[name] for name in NODES)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_end_leaves_nothing(tmp_path, number):
+def test_the_end_leaves_nothing(tmp_path):
     up = Up(tmp_path, "--port", "0", "--context", "256", "--prefill-nodes", "0")
     pids = list(up.pids().values())
     assert len(pids) == 2
-    assert up.stop(number) == 0
+    assert up.stop() == 0
     assert gone(pids) == pids
     assert not up.state_file.exists()
 
@@ -167,8 +168,7 @@ def test_a_killed_owner_leaves_no_process_and_no_cluster(tmp_path):
     assert not up.state_file.exists()
 
 
-def test_a_node_that_can_not_start_fails_the_whole(tmp_path):
-    """Torch reads llama models, but no KV cache of more than it has memory for is made here."""
+def test_a_damaged_model_fails_before_anything_starts(tmp_path):
     broken = tmp_path / "broken.gguf"
     whole = DEMO_MODEL_PATH.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
@@ -180,13 +180,30 @@ def test_a_node_that_can_not_start_fails_the_whole(tmp_path):
         env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)},
     )
     assert run.returncode == 1
-    assert str(broken) in run.stderr
+    assert run.stderr.startswith(f"hetero: error: {broken}")
     assert "Traceback" not in run.stderr
+    assert not (tmp_path / "hetero").exists()
 
 
-def test_free_port_is_reported_by_number(cluster):
-    with socket.create_connection(("127.0.0.1", int(cluster.url.rpartition(":")[2]))):
-        pass
+def test_a_node_that_can_not_start_fails_the_whole(tmp_path):
+    model = write_tiny_model(tmp_path / "moe.gguf", architecture="qwen3moe")
+    options = ("--port", "0", "--context", "256", "--prefill", "torch", "--json")
+    run = subprocess.run(
+        [sys.executable, "-m", "hetero", "up", "--local", "-m", str(model), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "XDG_RUNTIME_DIR": str(tmp_path),
+        },
+    )
+    assert run.returncode == 1
+    message = json.loads(run.stdout)["error"]["message"]
+    assert message.startswith("prefill-0: ")
+    assert "use --prefill llama" in message
+    assert not (tmp_path / "hetero" / "local" / "state.json").exists()
 
 
 def run_hetero(tmp_path, *arguments):

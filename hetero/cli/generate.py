@@ -17,7 +17,7 @@ from hetero.cli.options import (
     Threads,
     VType,
     Wish,
-    check_kernels,
+    check_plan,
     open_model,
 )
 from hetero.cli.output import AsJson, print_json, print_progress
@@ -52,7 +52,6 @@ def generate(
     """One prompt through local processes: a router, a prefill node and a decode node."""
     text = _prompt_text(prompt, file)
     path, spec = open_model(model)
-    check_kernels(spec, kv_k, kv_v, attention)
     from hetero.cli.prompt import prompt_tokens
 
     num_tokens = len(prompt_tokens(path, text, chat=chat))
@@ -61,6 +60,15 @@ def generate(
             f"prompt: need a context of {num_tokens} + {max_tokens} tokens, the model was trained "
             f"for {spec.context_length}; shorten the prompt, or lower -n"
         )
+    check_plan(
+        spec,
+        kv_k=kv_k,
+        kv_v=kv_v,
+        attention=attention,
+        num_decode=1,
+        slots=1,
+        context_tokens=num_tokens + max_tokens,
+    )
     from hetero.cli.report import contract_fields, summary_line
     from hetero.launch.cores import num_usable_cores
     from hetero.launch.local import LocalCluster, LocalPlan

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hetero.errors import ConfigError
+from hetero.cli.output import size_text
+from hetero.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
     from hetero.model.spec import ModelSpec
@@ -56,13 +57,27 @@ def open_model(name: str) -> "tuple[Path, ModelSpec]":
     return file.parts[0].resolve(), gguf_to_spec(file)
 
 
-def check_kernels(spec: "ModelSpec", kv_k: str, kv_v: str, attention: AttentionKernel) -> None:
-    """Raises: ConfigError or ModelError for what the nodes would refuse, before they start."""
+def check_plan(
+    spec: "ModelSpec",
+    *,
+    kv_k: str,
+    kv_v: str,
+    attention: AttentionKernel,
+    num_decode: int,
+    slots: int,
+    context_tokens: int,
+) -> None:
+    """What the nodes would refuse, or die of, is refused before they start.
+
+    Raises: ConfigError or ModelError for types, PlanError for memory.
+    """
+    import psutil
+
     from hetero.kv.layout import kv_layout
 
     if attention is AttentionKernel.TRITON:
         raise ConfigError("attention triton: comes with GPU prefill; use --attention sdpa")
-    kv_layout(
+    layout = kv_layout(
         num_layers=spec.num_layers,
         num_kv_heads=spec.num_kv_heads,
         head_dim_k=spec.head_dim_k,
@@ -70,3 +85,13 @@ def check_kernels(spec: "ModelSpec", kv_k: str, kv_v: str, attention: AttentionK
         k_type=kv_k,
         v_type=kv_v,
     )
+    # The decode nodes alone: prefill nodes may keep theirs on a GPU.
+    kv_bytes = slots * context_tokens * layout.token_bytes
+    need_bytes = num_decode * (spec.weight_bytes + kv_bytes)
+    have_bytes = psutil.virtual_memory().available
+    if need_bytes > have_bytes:
+        raise PlanError(
+            f"decode: need {size_text(need_bytes)} of memory for {num_decode} node(s) with "
+            f"{slots} slot(s) of {context_tokens} tokens, have {size_text(have_bytes)} available; "
+            "lower the context, the slots or the KV types' bits"
+        )

@@ -14,7 +14,7 @@ from hetero.cli.options import (
     Prefill,
     Threads,
     VType,
-    check_kernels,
+    check_plan,
     open_model,
 )
 from hetero.cli.output import AsJson, print_json, print_progress
@@ -58,13 +58,22 @@ def up(
     if not local:
         raise ConfigError("up: need --local; clusters over several machines come later")
     path, spec = open_model(model)
-    check_kernels(spec, kv_k, kv_v, attention)
+    context_tokens = context or min(_CONTEXT_TOKENS, spec.context_length)
+    check_plan(
+        spec,
+        kv_k=kv_k,
+        kv_v=kv_v,
+        attention=attention,
+        num_decode=decode_nodes,
+        slots=slots,
+        context_tokens=context_tokens,
+    )
     from hetero.launch.local import LocalCluster, LocalPlan
 
     plan = LocalPlan(
         name=name,
         model=path,
-        context_tokens=context or min(_CONTEXT_TOKENS, spec.context_length),
+        context_tokens=context_tokens,
         host=host,
         port=port,
         num_prefill=prefill_nodes,

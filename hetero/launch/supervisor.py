@@ -24,6 +24,9 @@ from hetero.launch import tether
 
 logger = logging.getLogger(__name__)
 
+# How `hetero` begins the line that says why it failed.
+ERROR_MARK = "hetero: error: "
+
 # A message longer than this is a dump, of which the log's path is the better half.
 _MAX_QUOTED_CHARS = 2000
 
@@ -172,30 +175,24 @@ class Supervisor:
 
     def _why(self, status: int, num_crashes: int, *, has_been_ready: bool) -> HeteroError:
         name, log = self._command.name, self._command.log
-        last = last_words(log)
-        if not has_been_ready:
-            # The verb's own exit statuses: 2 is a mistake in what it was told.
-            kind = ConfigError if status == 2 else EngineError
-            return kind(f"{name}: {last or _ending(status)} (its log: {log})")
-        said = f"; it said last: {last}" if last else ""
-        return EngineError(
-            f"{name}: {_ending(status)}, {num_crashes} times in a row; given up{said} "
-            f"(its log: {log})"
-        )
+        last = _last_line(log)
+        _, is_told, message = last.partition(ERROR_MARK)
+        how = f"{_ending(status)}; it said last: {last}" if last else _ending(status)
+        if has_been_ready:
+            return EngineError(
+                f"{name}: {num_crashes} crashes in a row, so it is given up; {how} (its log: {log})"
+            )
+        # The verb's own exit statuses: 2 is a mistake in what it was told.
+        kind = ConfigError if status == 2 else EngineError
+        return kind(f"{name}: {message if is_told and status > 0 else how} (its log: {log})")
 
 
-def last_words(log: Path) -> str:
-    """What a process said before it died: its last error, or else its last line."""
-    with suppress(OSError):
-        lines = log.read_text(errors="replace").splitlines()
-        for line in reversed(lines):
-            _, marker, message = line.partition("hetero: error: ")
-            if marker:
-                return message[:_MAX_QUOTED_CHARS]
-        for line in reversed(lines):
-            if line.strip():
-                return line.strip()[:_MAX_QUOTED_CHARS]
-    return ""
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")[:_MAX_QUOTED_CHARS]
 
 
 def _json_object(line: bytes) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ class Delta:
     choice: int
     text: str
     entries: tuple[Entry, ...]
+    tokens: tuple[int, ...]
     finish_reason: FinishReason | None = None
 
 
@@ -74,11 +75,13 @@ class _Choice:
         self._text = TextStream(stop)
         self._num_released = 0
         self._waiting: list[Entry] = []  # of tokens whose text is held back
+        self._untold: list[int] = []  # tokens since the last delta
         self.num_tokens = 0
         self.ended = False
 
     def push(self, token: Token) -> Delta | None:
         self.num_tokens += 1
+        self._untold.append(token.token)
         if token.logprob is not None:
             offset = self._num_released + self._text.num_held
             self._waiting.append(Entry(offset=offset, logprob=token.logprob))
@@ -103,4 +106,11 @@ class _Choice:
         elif not self.ended and self._text.holds_text:
             entries = [entry for entry in entries if entry.offset < self._num_released]
         self._waiting = self._waiting[len(entries) :]
-        return Delta(choice=self._index, text=text, entries=tuple(entries), finish_reason=reason)
+        tokens, self._untold = tuple(self._untold), []
+        return Delta(
+            choice=self._index,
+            text=text,
+            entries=tuple(entries),
+            tokens=tokens,
+            finish_reason=reason,
+        )

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from fastapi import Request as HttpRequest
@@ -57,6 +57,7 @@ class Exchange:
         num_choices = self.request.num_choices
         texts = [""] * num_choices
         entries: list[list[Entry]] = [[] for _ in range(num_choices)]
+        tokens: list[list[int]] = [[] for _ in range(num_choices)]
         reasons: list[FinishReason | None] = [None] * num_choices
         while answer.wanted:
             try:
@@ -67,10 +68,11 @@ class Exchange:
             if delta:
                 texts[delta.choice] += delta.text
                 entries[delta.choice] += delta.entries
+                tokens[delta.choice] += delta.tokens
                 reasons[delta.choice] = delta.finish_reason
         generation.close()
         choices = [
-            self.shape.whole(index, texts[index], entries[index], reason)
+            self.shape.whole(index, texts[index], entries[index], reason) | self._ids(tokens[index])
             for index, reason in enumerate(reasons)
             if reason is not None
         ]
@@ -106,7 +108,7 @@ class Exchange:
                     if answer.ended:
                         last = delta
                     else:
-                        yield event({**head, "choices": [self.shape.chunk(delta)]})
+                        yield event({**head, "choices": [self._chunk(delta)]})
                 if not answer.wanted:
                     break
                 try:
@@ -121,7 +123,7 @@ class Exchange:
             yield event(failure_of(error).body)
             return
         ours = route_and_timings(answer.summary, self.tokenize_s)
-        closing = {**head, "choices": [self.shape.chunk(last)]}
+        closing = {**head, "choices": [self._chunk(last)]}
         if with_usage:
             usage = usage_of(len(self.request.prompt), answer)
             yield event(closing)
@@ -129,6 +131,12 @@ class Exchange:
         else:
             yield event(closing | ours)
         yield DONE
+
+    def _chunk(self, delta: Delta) -> Json:
+        return self.shape.chunk(delta) | self._ids(delta.tokens)
+
+    def _ids(self, tokens: Sequence[int]) -> Json:
+        return {"tokens": list(tokens)} if self.body.return_tokens else {}
 
     def _head(self, kind: str) -> Json:
         return {

@@ -122,6 +122,7 @@ class CompletionBody(_Strict, frozen=True, kw_only=True):
     repeat_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
     grammar: str = ""
     ignore_eos: bool = False
+    return_tokens: bool = False  # ids beside the text
     route: Wish = "auto"
 
     @property
