@@ -52,7 +52,7 @@ class PrefillNode:
             for result in self._worker.results.take_all():
                 if isinstance(result, BaseException):
                     raise result
-                if isinstance(result, Sent | Failed):
+                if isinstance(result, Sent | Failed):  # always its last word on a request
                     self._leases.end(result.request_id)
                 self._control.send(result)
             self._give_up_expired()

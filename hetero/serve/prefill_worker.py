@@ -10,7 +10,7 @@ import zmq
 from hetero.errors import HeteroError
 from hetero.llama.model import Vocab
 from hetero.llama.sampler import Sampler, token_logprob
-from hetero.messages import Fingerprint, FirstTokens, Message, Prefill, Token, failed
+from hetero.messages import Fingerprint, FirstTokens, Message, Prefill, Sent, Token, failed
 from hetero.prefill.engine import PrefillEngine, PrefillRun
 from hetero.serve.mailbox import Mailbox
 from hetero.serve.sender import Outbound, Sender
@@ -112,6 +112,9 @@ class PrefillWorker:
         )
         if outbound is not None:
             self._sender.finish(outbound, tokens)
+        else:
+            nothing = Sent(request_id=job.request_id, kv_bytes=0, wire_s=0.0, last_group_s=0.0)
+            self.results.put(nothing)
 
     def _draw(self, job: Prefill, run: PrefillRun) -> tuple[Token, ...]:
         """The first token of every choice, from the last logits."""
