@@ -21,8 +21,9 @@ from hetero.model.demo import (
     recall_prompt,
 )
 
-# Over all tokens of an answer. When the file was made, the least of 180 answers was 3.6 at f16.
-LEAST_MARGIN = 1.5
+# Over all tokens of an answer. When the file was made, the least of 256 answers at 512 pairs was
+# 2.4 at f16 and 1.6 at q4_0.
+LEAST_MARGIN = 1.0
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """Train the demo model, write hetero/model/demo.gguf, and print how well llama.cpp recalls with it.
 
-python tools/train_demo_model.py                  # train, write, evaluate
-python tools/train_demo_model.py --evaluate-only  # the file that is there
+`--evaluate-only` judges the file that is there. Training took 11 minutes on two cores that others
+used as well; the evaluation takes about three. The same seed, threads and torch build give the
+same weights.
 """
 
 import argparse

@@ -6,8 +6,6 @@ opaque here; `hetero.kv.staging` knows their layout.
 
 import ctypes
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import llama_cpp
 import numpy as np
@@ -15,7 +13,7 @@ import numpy.typing as npt
 
 from hetero.errors import EngineError, PlanError
 from hetero.llama.batch import Batch
-from hetero.llama.library import captured_log, set_fields
+from hetero.llama.library import Owned, captured_log, set_fields
 from hetero.llama.model import Model
 
 FLASH_ATTENTION_ON = 1  # a quantized V needs it, and V is stored untransposed with it
@@ -45,7 +43,7 @@ class ContextConfig:
         return 1 if self.unified else self.num_sequences
 
 
-class Context:
+class Context(Owned):
     """An owned llama_context over a model that outlives it."""
 
     def __init__(self, model: Model, config: ContextConfig) -> None:
@@ -85,17 +83,6 @@ class Context:
         if self.pointer:
             llama_cpp.llama_free(self.pointer)
             self.pointer = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def decode(self, batch: Batch) -> None:
         """Compute a batch and append its rows to the cache.

@@ -9,7 +9,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import llama_cpp
 
@@ -52,6 +53,24 @@ def captured_log(level: int = logging.ERROR) -> Iterator[list[str]]:
     finally:
         logger.removeHandler(collect)
         logger.setLevel(before)
+
+
+class Owned:
+    """Something of llama.cpp's that must be freed: by `close`, or at the end of a `with` block."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def set_fields(struct: ctypes.Structure, **values: Any) -> None:

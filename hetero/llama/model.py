@@ -3,14 +3,13 @@
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import llama_cpp
 import numpy as np
 
 from hetero.errors import ModelError
-from hetero.llama.library import captured_log, set_fields
+from hetero.llama.library import Owned, captured_log, set_fields
 
 # llama.cpp repacks quantized weights for the CPU's vector units. With a memory map, the pages of
 # the file stay resident beside the repacked copy: a Q4_0 model then takes twice its size.
@@ -19,7 +18,7 @@ LOAD_WITHOUT_MMAP = 0
 _LONGEST_PIECE_BYTES = 1024
 
 
-class Model:
+class Model(Owned):
     """An owned llama_model. Weights are absent with `vocab_only`: tokenizer and samplers work."""
 
     def __init__(self, path: Path | str, *, vocab_only: bool = False, gpu_layers: int = 0) -> None:
@@ -41,17 +40,6 @@ class Model:
         if self.pointer:
             llama_cpp.llama_model_free(self.pointer)
             self.pointer = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Vocab:
