@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hetero.cli.output import size_text
-from hetero.errors import ConfigError, PlanError
+from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
     from hetero.model.spec import ModelSpec
@@ -71,8 +70,7 @@ def check_plan(
 
     Raises: ConfigError or ModelError for types, PlanError for memory.
     """
-    import psutil
-
+    from hetero.decode.memory import check_memory
     from hetero.kv.layout import kv_layout
 
     if attention is AttentionKernel.TRITON:
@@ -86,12 +84,10 @@ def check_plan(
         v_type=kv_v,
     )
     # The decode nodes alone: prefill nodes may keep theirs on a GPU.
-    kv_bytes = slots * context_tokens * layout.token_bytes
-    need_bytes = num_decode * (spec.weight_bytes + kv_bytes)
-    have_bytes = psutil.virtual_memory().available
-    if need_bytes > have_bytes:
-        raise PlanError(
-            f"decode: need {size_text(need_bytes)} of memory for {num_decode} node(s) with "
-            f"{slots} slot(s) of {context_tokens} tokens, have {size_text(have_bytes)} available; "
-            "lower the context, the slots or the KV types' bits"
-        )
+    check_memory(
+        spec.weight_bytes,
+        layout,
+        slots=slots,
+        context_tokens=context_tokens,
+        num_nodes=num_decode,
+    )

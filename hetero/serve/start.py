@@ -20,6 +20,7 @@ from hetero import __version__
 from hetero.decode.engine import DecodeConfig as EngineConfig
 from hetero.decode.engine import DecodeEngine
 from hetero.decode.grammar import GrammarChecker
+from hetero.decode.memory import check_memory
 from hetero.errors import ConfigError, ModelError
 from hetero.kv.layout import KVLayout, kv_layout
 from hetero.llama.model import Model
@@ -82,6 +83,7 @@ async def _serve(config: RouterConfig, router: Router, announce: Announce) -> No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
     nodes = asyncio.create_task(router.run())
+    host = f"[{host}]" if ":" in host else host
     announce({"role": "router", "http": f"http://{host}:{port}", "control": control})
     serving = asyncio.create_task(server.serve(sockets=[http]))
     done, _ = await asyncio.wait({nodes, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -144,6 +146,10 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
 def run_decode(config: DecodeConfig, announce: Announce) -> None:
     spec = gguf_to_spec(GGUFFile.open(config.model))
     layout = _layout(spec, config.kv_k, config.kv_v)
+    if config.gpu_layers == 0:
+        check_memory(
+            spec.weight_bytes, layout, slots=config.slots, context_tokens=config.context_tokens
+        )
     fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
     with zmq.Context() as context:
         data = SinkLink(context, config.listen)
