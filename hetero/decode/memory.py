@@ -1,4 +1,4 @@
-"""Whether a decode node fits this machine: said before llama.cpp is asked and the kernel kills it."""
+"""Whether a decode node fits this machine: said before the kernel has to kill something."""
 
 import psutil
 
@@ -18,7 +18,7 @@ def check_memory(
     have_bytes = psutil.virtual_memory().available
     if need_bytes > have_bytes:
         raise PlanError(
-            f"decode: need {need_bytes / 2**30:.2f} GiB of memory for {num_nodes} node(s) with "
-            f"{slots} slot(s) of {context_tokens} tokens, have {have_bytes / 2**30:.2f} GiB "
+            f"decode: need {need_bytes / 2**20:,.2f} MiB of memory for {num_nodes} node(s) with "
+            f"{slots} slot(s) of {context_tokens} tokens, have {have_bytes / 2**20:,.2f} MiB "
             "available; lower the context, the slots or the KV types' bits"
         )
