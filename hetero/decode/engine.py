@@ -2,7 +2,8 @@
 
 Single-threaded: `submit`, `join`, `cancel` and `step` are called from one thread. A step restores
 at most one arrived state, reads at most one chunk of a local prompt, and decodes one token for
-every running sequence. What happened comes back as messages for the router.
+every running sequence; its three parts can be called apart, to hear of each at once. What happened
+comes back as messages for the router.
 """
 
 import logging
@@ -202,14 +203,22 @@ class DecodeEngine:
 
     def step(self) -> list[Event]:
         """One restore, one chunk, one token each, where there is work for it."""
+        return [*self.take_in(), *self.read_chunk(), *self.decode()]
+
+    def take_in(self) -> list[Event]:
+        """Admit what fits, and restore one arrived state: short, and others wait to hear of it."""
         events = self._admit()
         if self._arrivals:
             events += self._restore(self._arrivals.popleft())
-        if self._prompts:
-            events += self._read(self._prompts[0])
-        if self._running.sequences:
-            events += self._decode()
         return events
+
+    def read_chunk(self) -> list[Event]:
+        """Read one chunk of the oldest local prompt, if there is one."""
+        return self._read(self._prompts[0]) if self._prompts else []
+
+    def decode(self) -> list[Event]:
+        """One token for every running sequence."""
+        return self._decode() if self._running.sequences else []
 
     @property
     def _can_admit(self) -> bool:

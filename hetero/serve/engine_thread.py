@@ -88,12 +88,16 @@ class EngineThread:
                 return False
             events += command()
             self._snapshot()
-        if self._engine.has_work:
-            events += self._engine.step()
+        self._post(events)
+        # A restored sequence has joined before the step that follows it, which may take a second.
+        for part in (self._engine.take_in, self._engine.read_chunk, self._engine.decode):
+            self._post(part())
+        return True
+
+    def _post(self, events: list[Event]) -> None:
         self._snapshot()
         if events:
             self.events.put(events)
-        return True
 
     def _snapshot(self) -> None:
         self.num_active = self._engine.num_active

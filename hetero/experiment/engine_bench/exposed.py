@@ -44,7 +44,7 @@ def measure(settings: Settings, say: Say) -> list[Figure]:
             for _ in range(settings.num_exposed)
         ]
     excess = [t["exposed_s"] - t["last_group_s"] - t["restore_s"] for t in answers]
-    stages = ("exposed_s", "last_group_s", "restore_s", "wire_s", "prefill_s", "pack_s", "ttft_s")
+    stages = ("exposed_s", "last_group_s", "restore_s", "wire_s", "prefill_s", "pack_s", "tpot_s")
     return [
         Figure(
             name="exposed",

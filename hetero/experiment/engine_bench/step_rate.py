@@ -24,7 +24,7 @@ _KV_TYPES = ("f16", "q8_0")
 _PILOT_STEPS = 2
 
 # A turn's first step finds the other arm's data in the caches; so there are at least two more.
-_FEWEST_STEPS, _MOST_STEPS = 3, 24
+_FEWEST_STEPS, _MOST_STEPS = 3, 16
 
 
 def measure(settings: Settings, say: Say) -> list[Figure]:
