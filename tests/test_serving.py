@@ -1,6 +1,7 @@
 """The whole path with real processes and the official client: nothing lost, nothing mixed up."""
 
 import asyncio
+import json
 import time
 
 import httpx
@@ -93,12 +94,8 @@ def test_a_json_schema_binds_both_nodes(url):
         max_tokens=60,
         response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
     )
-    assert answer["choices"][0]["message"]["content"] in (
-        '{"city": "lisbon"}',
-        '{"city": "oslo"}',
-        '{"city":"lisbon"}',
-        '{"city":"oslo"}',
-    )
+    content = json.loads(answer["choices"][0]["message"]["content"])
+    assert content in ({"city": "lisbon"}, {"city": "oslo"})
 
 
 def test_many_clients_that_come_and_go_get_each_their_own(url):
