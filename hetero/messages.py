@@ -120,6 +120,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["prefill", "decode"]
     host: str
     pid: int
+    instance: str  # new at every start: a restarted node has forgotten what it held
     model: str
     fingerprint: Fingerprint
     context_tokens: int  # longest prompt plus answer it takes
@@ -242,7 +243,8 @@ class Prefill(Message, frozen=True, kw_only=True):
 
 
 class Renew(Message, frozen=True, kw_only=True):
-    """The router still wants these requests: extend their leases."""
+    """The router still wants these requests: extend their leases. Unknown ones are answered with
+    Failed, so that no request waits for a node that has forgotten it."""
 
     request_ids: tuple[Name, ...]
 

@@ -30,8 +30,10 @@ from hetero.messages import (
     NodeInfo,
     Ready,
     Refused,
+    Renew,
     Reserve,
     Reserved,
+    Rows,
     Sampling,
     Token,
     WhoAreYou,
@@ -106,6 +108,7 @@ class Harness:
             role="decode",
             host="h",
             pid=1,
+            instance="i",
             model="m",
             fingerprint=FINGERPRINT,
             context_tokens=512,
@@ -450,3 +453,29 @@ def test_an_error_of_one_request_does_not_break_the_engine(node):
     node.thread.join("never admitted", np.zeros(4, np.uint8), ())
     assert "need an admitted job" in node.until(Failed).message
     node.reserve()
+
+
+def test_renewing_what_the_node_does_not_know_is_answered(node):
+    node.until(Hello)
+    node.tell(Renew(request_ids=("long gone",)))
+    failed = node.until(Failed)
+    assert (failed.request_id, failed.message) == ("long gone", "the node has forgotten it")
+
+
+@pytest.mark.parametrize(
+    ("ranges", "payload"),
+    [
+        ({"end_layer": 2**40, "end_token": 2**40}, b""),
+        ({"end_layer": 2**62, "end_token": 1}, bytes(272)),
+        ({"first_token": 9, "end_token": 3}, bytes(272)),
+    ],
+)
+def test_rows_with_absurd_ranges_fail_their_request_only(node, ranges, payload):
+    source = node.source(node.reserve())
+    source.ready()
+    header = {"first_layer": 0, "end_layer": 1, "first_token": 0, "end_token": 2, "checksum": 0}
+    rows = Rows(ticket_id=source.transfer.ticket.ticket_id, kind="k", **header | ranges)
+    source.link.send(rows, np.frombuffer(payload, np.uint8))
+    assert "need rows of" in node.until(Failed).message
+    node.reserve("next")
+    source.close()

@@ -9,13 +9,13 @@ import zmq
 from llama_reference import Reference, random_prompt
 from tiny_models import write_tiny_model
 
+from hetero.errors import PeerError
 from hetero.kv.layout import kv_layout
 from hetero.kv.staging import StagingBlob
 from hetero.llama.model import Model
 from hetero.messages import (
     Abort,
     Cancel,
-    Done,
     Failed,
     Fingerprint,
     FirstTokens,
@@ -89,6 +89,7 @@ class Harness:
             role="prefill",
             host="h",
             pid=1,
+            instance="i",
             model="m",
             fingerprint=FINGERPRINT,
             context_tokens=512,
@@ -258,10 +259,9 @@ def test_what_cannot_be_read_fails_alone(node, alone):
     node.prefill(node.ticket("t.1"), "odd", prompt=(5, 10**6))
     assert "need token ids below 512, have 1000000" in node.until(Failed).message
     node.prefill(node.ticket("u.1"), "bad", grammar="root ::= (")
-    peer, message = node.hear(Open)
-    node.sink.send(peer, Ready(ticket_id=message.ticket_id, credit_bytes=10**6))
+    with pytest.raises(PeerError, match="aborted: grammar: need valid GBNF"):
+        node.receive_all()
     assert "need valid GBNF" in node.until(Failed).message
-    node.hear(Abort)
     node.prefill(node.ticket("s.1"), "s")
     node.receive_all()
     node.until(Sent)
@@ -286,4 +286,4 @@ def test_replies_that_are_no_messages_are_dropped(node):
     peer, message = node.hear(Open)
     node.sink.socket.send_multipart([peer, b"\x01junk"])
     node.sink.send(peer, Ready(ticket_id=message.ticket_id, credit_bytes=10**6))
-    node.hear(Done)
+    node.hear(Rows)

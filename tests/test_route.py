@@ -24,6 +24,7 @@ def node(name, role, num_requests=0, **options):
     defaults = {
         "host": "h",
         "pid": 1,
+        "instance": "i",
         "model": "m",
         "fingerprint": fingerprint(),
         "context_tokens": 4096,

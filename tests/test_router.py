@@ -175,7 +175,7 @@ def test_a_client_that_goes_away_frees_both_nodes(vocab):
     async def scenario(made):
         prefill, decode = await made.add("p", "prefill"), await made.add("d", "decode")
         updates = made.generate()
-        asking = asyncio.ensure_future(anext(updates))
+        asking = asyncio.create_task(first_token(updates))
         await decode.hear(Reserve)
         await decode.say(Reserved(request_id="r", ticket=TICKET))
         await prefill.hear(Prefill)
@@ -208,6 +208,12 @@ def test_a_request_that_ends_at_its_first_token_cancels_the_hand_over(vocab):
         await prefill.hear(Cancel)
 
     run(scenario, vocab)
+
+
+async def first_token(updates):
+    async for update in updates:
+        if isinstance(update, Token):
+            return update
 
 
 async def collect(updates):
@@ -254,7 +260,7 @@ def test_a_restarted_node_fails_what_its_former_self_held(vocab):
         decode = await made.add("d", "decode")
         asking = asyncio.create_task(collect(made.generate(route="local")))
         await decode.hear(Generate)
-        await made.add("d", "decode", pid=2)
+        await made.add("d", "decode", instance="another")
         with pytest.raises(EngineError, match="node d was restarted"):
             await asking
         assert made.health() == {"d": "ready"}
@@ -302,7 +308,7 @@ def test_strangers_and_nonsense_change_nothing(vocab):
             b"\x01\x80",
             Generated(tokens=(token(66, 0),)),  # of a request that is not this node's
             Finished(request_id="unheard of", choice=0, reason="stop"),
-            Hello(info=node("d", "decode", pid=7).info, load=NodeLoad()),  # under another name
+            Hello(info=node("d", "decode", instance="i").info, load=NodeLoad()),  # as another node
         ):
             await other.say(noise)
         await other.say(Heartbeat(load=NodeLoad(queued=3)))
@@ -311,5 +317,43 @@ def test_strangers_and_nonsense_change_nothing(vocab):
         await decode.say(Finished(request_id="r", choice=0, reason="stop"))
         updates = await asking
         assert [u for u in updates if isinstance(u, Token)] == [token(5, 0)]
+
+    run(scenario, vocab)
+
+
+def test_a_prefill_node_that_has_said_its_last_word_may_come_and_go(vocab):
+    async def scenario(made):
+        prefill, decode = await made.add("p", "prefill"), await made.add("d", "decode")
+        asking = asyncio.create_task(collect(made.generate()))
+        await decode.hear(Reserve)
+        await decode.say(Reserved(request_id="r", ticket=TICKET))
+        await prefill.hear(Prefill)
+        await prefill.say(
+            FirstTokens(request_id="r", tokens=(token(5, 0),), prefill_s=1, pack_s=0, num_chunks=1)
+        )
+        await prefill.say(Sent(request_id="r", kv_bytes=9, wire_s=0.1, last_group_s=0.1))
+        await made.until(lambda: not made.router._nodes["p"].flights)
+        await made.add("p", "prefill", instance="another")
+        await decode.say(Joined(request_id="r", prefill_s=0, restore_s=0.1))
+        await decode.say(Generated(tokens=(token(6, 1),)))
+        await decode.say(Finished(request_id="r", choice=0, reason="stop"))
+        assert [u for u in await asking if isinstance(u, Token)] == [token(5, 0), token(6, 1)]
+
+    run(scenario, vocab)
+
+
+def test_a_whole_answer_is_not_spoiled_by_a_transfer_report_that_fails(vocab):
+    async def scenario(made):
+        prefill, decode = await made.add("p", "prefill"), await made.add("d", "decode")
+        asking = asyncio.create_task(collect(made.generate()))
+        await decode.hear(Reserve)
+        await decode.say(Reserved(request_id="r", ticket=TICKET))
+        await prefill.hear(Prefill)
+        await decode.say(Generated(tokens=(token(5, 0),)))
+        await decode.say(Joined(request_id="r", prefill_s=0, restore_s=0.1))
+        await decode.say(Finished(request_id="r", choice=0, reason="stop"))
+        await made.until(lambda: not made.router._nodes["d"].flights)
+        await prefill.say(Failed(request_id="r", kind="EngineError", message="too late"))
+        assert isinstance((await asking)[-1], Summary)
 
     run(scenario, vocab)

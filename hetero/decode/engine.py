@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetero.decode.running import RunningBatch
-from hetero.decode.sequence import Job, Sequence
+from hetero.decode.sequence import NO_SLOT, Job, Sequence
 from hetero.decode.slots import Slots
 from hetero.errors import EngineError, HeteroError, PeerError, PlanError
 from hetero.kv.layout import KVLayout
@@ -134,8 +134,8 @@ class DecodeEngine:
         blobs = {id(arrival.blob): arrival.blob.nbytes for arrival in self._arrivals}
         return cells * self.layout.token_bytes + sum(blobs.values())
 
-    def submit(self, job: Job) -> None:
-        """Queue a job, first come first served.
+    def prepare(self, job: Job) -> list[Sequence]:
+        """A job's choices, for `submit`. From any thread: compiling a grammar takes a while.
 
         Raises: PlanError if it can never fit, EngineError for a grammar that does not parse.
         """
@@ -150,13 +150,16 @@ class DecodeEngine:
                 f"request: need {job.num_choices} slots, one per choice, "
                 f"have {self.config.num_slots}"
             )
-        sequences = [
+        return [
             Sequence(
                 job=job, choice=choice, sampler=Sampler(self.model.vocab, job.sampling, choice)
             )
             for choice in range(job.num_choices)
         ]
-        self._waiting.append((job, sequences))
+
+    def submit(self, job: Job, sequences: list[Sequence] | None = None) -> None:
+        """Queue a job with the choices that `prepare` made of it, first come first served."""
+        self._waiting.append((job, self.prepare(job) if sequences is None else sequences))
 
     def join(
         self, request_id: str, blob: npt.NDArray[np.uint8], tokens: tuple[Token, ...]
@@ -168,12 +171,14 @@ class DecodeEngine:
         if request_id not in self._expected:
             raise EngineError(f"request {request_id}: need an admitted job, have none")
         sequences = self._expected.pop(request_id)
-        choices = [token.choice for token in tokens]
-        if choices != list(range(len(sequences))):
+        expected = [(request_id, choice, 0) for choice in range(len(sequences))]
+        have = [(token.request_id, token.choice, token.index) for token in tokens]
+        num_known = self.model.vocab.num_tokens
+        if have != expected or not all(0 <= token.token < num_known for token in tokens):
             self._drop(sequences)
             raise PeerError(
-                f"request {request_id}: need a first token for each of {len(sequences)} choices, "
-                f"have them for {choices}"
+                f"request {request_id}: need its first token for each of {len(sequences)} choices, "
+                f"below {num_known}, have {tokens}"
             )
         for sequence, token in zip(sequences, tokens, strict=True):
             try:
@@ -246,6 +251,7 @@ class DecodeEngine:
         if prompt.slot is None:
             # Beside running sequences a half-read prompt goes to the top, out of their way.
             prompt.slot = self._slots.take_highest() if self._running else self._slots.take()
+            self._running.plan_rows()
         chunk = prompt.tokens[prompt.num_read : prompt.num_read + self._next_chunk_tokens()]
         is_last = prompt.num_read + len(chunk) == len(prompt.tokens)
         self._chunk.set_prompt(chunk, prompt.num_read, prompt.slot, want_last=is_last)
@@ -342,6 +348,8 @@ class DecodeEngine:
         ended: list[Event] = []
         end_tokens = self.model.vocab.end_tokens
         for row, sequence in rows:
+            if sequence.slot == NO_SLOT:
+                continue  # another choice of its job has just failed
             try:
                 token = sequence.sampler.sample_row(self.context, row, sequence.next_position)
             except HeteroError as error:
@@ -372,6 +380,7 @@ class DecodeEngine:
             self.context.remove_sequence(prompt.slot)
             self._slots.give_back(prompt.slot)
             self._slots.promise(1)
+            self._running.plan_rows()
 
     def _drop(self, sequences: list[Sequence]) -> None:
         """Forget sequences that are promised a slot but sit in none."""

@@ -57,10 +57,10 @@ class GrammarChecker:
 
         Raises: ConfigError, also for keywords that would not be enforced.
         """
-        text = json.dumps(checked_schema(schema))
-        if len(text) > MAX_SCHEMA_BYTES:
-            raise ConfigError(f"schema: need at most {MAX_SCHEMA_BYTES} bytes, have {len(text)}")
-        return self._compiled("schema", text)
+        num_bytes = len(json.dumps(schema))
+        if num_bytes > MAX_SCHEMA_BYTES:
+            raise ConfigError(f"schema: need at most {MAX_SCHEMA_BYTES} bytes, have {num_bytes}")
+        return self._compiled("schema", json.dumps(checked_schema(schema)))
 
     def _compile(self, kind: str, text: str) -> str:
         job = {"model": self._model_path, "cpu_s": self._max_cpu_s, kind: text}

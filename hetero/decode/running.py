@@ -5,6 +5,7 @@ weights again for each part. So free slots between running ones decode a throwaw
 time lost to such rows has paid for moving the highest sequence down into the lowest gap.
 """
 
+import logging
 import time
 
 import numpy as np
@@ -15,6 +16,8 @@ from hetero.decode.slots import Slots
 from hetero.errors import EngineError
 from hetero.llama.batch import Batch
 from hetero.llama.context import Context
+
+logger = logging.getLogger(__name__)
 
 
 class RunningBatch:
@@ -32,7 +35,7 @@ class RunningBatch:
         self._next_positions = np.zeros(slots.num_slots, np.int32)
         self._copy_bytes_per_s = 0.0
         self._lost_to_padding_s = 0.0
-        self._plan_rows()
+        self.plan_rows()
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -65,7 +68,7 @@ class RunningBatch:
         self.sequences[slot] = sequence
         self._next_tokens[slot] = next_token
         self._next_positions[slot] = sequence.next_position - 1
-        self._plan_rows()
+        self.plan_rows()
 
     def leave(self, sequence: Sequence) -> None:
         """Free a sequence's slot, cells and sampler."""
@@ -117,7 +120,12 @@ class RunningBatch:
         source, next_token = sequence.slot, int(self._next_tokens[sequence.slot])
         blob = self._context.export_sequence(source)
         self._slots.promise(1)
-        self.restore(sequence, blob, next_token)
+        try:
+            self.restore(sequence, blob, next_token)
+        except EngineError as error:
+            self._slots.unpromise(1)
+            logger.warning("sequence stays in slot %d: %s", source, error)
+            return
         self._vacate(source)
         self.num_moves += 1
 
@@ -125,10 +133,13 @@ class RunningBatch:
         del self.sequences[slot]
         self._context.remove_sequence(slot)
         self._slots.give_back(slot)
-        self._plan_rows()
+        self.plan_rows()
 
-    def _plan_rows(self) -> None:
-        """The slots of the next batches, ascending: those that run, and free ones in between."""
+    def plan_rows(self) -> None:
+        """Settle the next batches' slots, ascending: those that run, and free ones in between.
+
+        To be called whenever a slot was taken or given back, also for a prompt being read.
+        """
         slots = sorted(self.sequences)
         if slots and not self._context.config.unified:
             span = range(slots[0], slots[-1] + 1)

@@ -3,10 +3,8 @@
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import llama_cpp
-import numpy as np
 
 from hetero.errors import ModelError
 from hetero.llama.library import Owned, captured_log, set_fields
@@ -90,7 +88,3 @@ class Vocab:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         return b"".join(self.piece(token) for token in tokens).decode("utf-8", "replace")
-
-
-def as_token_array(tokens: Sequence[int] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.ascontiguousarray(tokens, dtype=np.int32)

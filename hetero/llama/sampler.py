@@ -8,6 +8,7 @@ on a miss applied to all candidates, because it costs 12 ms over a 128k vocabula
 import ctypes
 import hashlib
 import struct
+import time
 
 import llama_cpp
 import numpy as np
@@ -23,6 +24,12 @@ _RANDOM_SEED = 0xFFFFFFFF
 
 # Penalties look at every generated token up to this many; the ring buffer takes 4 bytes each.
 _PENALTY_WINDOW = 4096
+
+# Below this logits overflow when divided by it, and llama.cpp draws nonsense: the best is meant.
+_COLDEST = 1e-6
+
+# An ambiguous grammar doubles its work with every token, and everyone waits for it.
+_MAX_GRAMMAR_S = 0.25
 
 _CANDIDATE = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
 
@@ -40,11 +47,11 @@ class Sampler:
         self._vocab = vocab
         self._options = options
         self._choice = choice
-        self._draws = options.temperature > 0
+        self._draws = options.temperature >= _COLDEST
+        self._grammar = _grammar(vocab, options.grammar) if options.grammar else None
         self._chain = llama_cpp.llama_sampler_chain_init(
             llama_cpp.llama_sampler_chain_default_params()
         )
-        self._grammar = _grammar(vocab, options.grammar) if options.grammar else None
         for sampler in _filters(vocab, options):
             llama_cpp.llama_sampler_chain_add(self._chain, sampler)
         self._num_filters = llama_cpp.llama_sampler_chain_n(self._chain)
@@ -73,7 +80,9 @@ class Sampler:
         token = self._pick(logits_V, constrained=False)
         if self._grammar and not self._grammar_allows(token):
             token = self._pick(logits_V, constrained=True)
-        self.accept(token)
+            if not self._grammar_allows(token):
+                raise EngineError("grammar: need a token that continues it, have none left")
+        self._accept(token)
         return token
 
     def accept(self, token: int) -> None:
@@ -81,11 +90,22 @@ class Sampler:
 
         Raises: PeerError if it is outside the grammar, which would abort the process.
         """
-        if self._grammar:
-            if not self._grammar_allows(token):
-                raise PeerError(f"token {token}: need one that the grammar allows, have another")
-            llama_cpp.llama_sampler_accept(self._grammar, token)
+        if self._grammar and not self._grammar_allows(token):
+            raise PeerError(f"token {token}: need one that the grammar allows, have another")
+        self._accept(token)
+
+    def _accept(self, token: int) -> None:
         llama_cpp.llama_sampler_accept(self._chain, token)
+        if not self._grammar:
+            return
+        started = time.thread_time()
+        llama_cpp.llama_sampler_accept(self._grammar, token)
+        seconds = time.thread_time() - started
+        if seconds > _MAX_GRAMMAR_S:
+            raise EngineError(
+                f"grammar: need a token taken in within {_MAX_GRAMMAR_S:g} s, "
+                f"have {seconds:.2f} s: it is ambiguous"
+            )
 
     def _reseed(self, position: int) -> None:
         if not self._draws:
@@ -153,7 +173,7 @@ def _filters(vocab: Vocab, options: Sampling) -> list[object]:
         filters.append(
             llama_cpp.llama_sampler_init_penalties(vocab.num_tokens, _PENALTY_WINDOW, *penalties)
         )
-    if options.temperature <= 0:
+    if options.temperature < _COLDEST:
         return filters
     if options.top_k > 0:
         filters.append(llama_cpp.llama_sampler_init_top_k(options.top_k))

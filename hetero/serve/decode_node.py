@@ -111,7 +111,8 @@ class DecodeNode:
             case Cancel():
                 self._forget(message.request_id, "cancelled by the router")
             case Renew():
-                self._leases.renew(message.request_ids, time.monotonic())
+                for unknown in self._leases.renew(message.request_ids, time.monotonic()):
+                    self._control.send(failed(unknown, PeerError("the node has forgotten it")))
             case _:
                 logger.warning("need no %s on a decode node, have one", type(message).__name__)
 

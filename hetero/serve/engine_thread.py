@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -26,15 +27,26 @@ class EngineThread:
         self.num_active = self.num_queued = self.kv_bytes_held = 0
         self._engine = engine
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        # Grammars compile here, not between two steps; a cancel must not overtake its job.
+        self._in_order = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
+        self._in_order.submit(self._prepare, job)
+
+    def _prepare(self, job: Job) -> None:
+        try:
+            sequences = self._engine.prepare(job)
+        except HeteroError as error:
+            self.events.put([failed(job.request_id, error)])
+            return
+
         def command() -> list[Event]:
-            self._engine.submit(job)
+            self._engine.submit(job, sequences)
             return []
 
-        self._commands.put(lambda: _or_failed(job.request_id, command))
+        self._commands.put(command)
 
     def join(
         self, request_id: str, blob: npt.NDArray[np.uint8], first_tokens: tuple[Token, ...]
@@ -50,7 +62,7 @@ class EngineThread:
             self._engine.cancel(request_id)
             return []
 
-        self._commands.put(command)
+        self._in_order.submit(self._commands.put, command)
 
     def take_events(self) -> list[Event]:
         """What has happened.
@@ -65,6 +77,7 @@ class EngineThread:
         return events
 
     def close(self) -> None:
+        self._in_order.shutdown()
         self._commands.put(None)
         self._thread.join()
         self.events.close()

@@ -50,7 +50,6 @@ class Flight:
         self._ended = [False] * request.num_choices
         self._num_finished_by_decode = 0
         self._has_joined = False
-        self._started = time.perf_counter()
         self._first_token_at = self._last_token_at = 0.0
 
     @property
@@ -123,9 +122,6 @@ class Flight:
                 raise PeerError(f"need no {type(message).__name__} now, have one")
 
     def summary(self) -> Summary:
-        num_tokens = max(self._next_index)
-        if num_tokens > 1:
-            self.timings.tpot_s = (self._last_token_at - self._first_token_at) / (num_tokens - 1)
         return Summary(
             route=self.route,
             timings=self.timings,
@@ -169,13 +165,16 @@ class Flight:
         if token.index == expected and not self._ended[token.choice]:
             self._next_index[token.choice] += 1
             self._clock_token()
+            if token.index:
+                spent = self._last_token_at - self._first_token_at
+                self.timings.tpot_s = spent / (max(self._next_index) - 1)
             yield token
 
     def _clock_token(self) -> None:
         now = time.perf_counter()
         if not self._first_token_at:
             self._first_token_at = now
-            self.timings.ttft_s = now - self._started
+            self.timings.ttft_s = now - self.request.received_at
         self._last_token_at = now
 
     def _join(self, message: Joined) -> None:

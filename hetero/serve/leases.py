@@ -25,11 +25,15 @@ class Leases:
     def start(self, request_id: str, now: float) -> None:
         self._deadlines[request_id] = now + self.lease_s
 
-    def renew(self, request_ids: Iterable[str], now: float) -> None:
-        """Unknown ids have ended here already: the router will hear of it."""
+    def renew(self, request_ids: Iterable[str], now: float) -> list[str]:
+        """The ids that hold nothing here: ended, or never heard of."""
+        unknown = []
         for request_id in request_ids:
             if request_id in self._deadlines:
                 self._deadlines[request_id] = now + self.lease_s
+            else:
+                unknown.append(request_id)
+        return unknown
 
     def end(self, request_id: str) -> None:
         self._deadlines.pop(request_id, None)

@@ -34,7 +34,7 @@ class PrefillNode:
         return NodeLoad(
             active=self._worker.num_active,
             queued=self._worker.num_queued,
-            kv_bytes_held=0,  # a prompt's own cache goes with the prompt
+            kv_bytes_held=self._worker.kv_bytes_held,
             kv_moved_bytes=self._worker.moved_bytes,
         )
 
@@ -67,7 +67,8 @@ class PrefillNode:
                 self._leases.end(message.request_id)
                 self._worker.cancel(message.request_id)
             case Renew():
-                self._leases.renew(message.request_ids, time.monotonic())
+                for unknown in self._leases.renew(message.request_ids, time.monotonic()):
+                    self._control.send(failed(unknown, PeerError("the node has forgotten it")))
             case _:
                 logger.warning("need no %s on a prefill node, have one", type(message).__name__)
 

@@ -34,6 +34,7 @@ class PrefillWorker:
     ) -> None:
         self.results: Mailbox[Message | BaseException] = Mailbox()
         self.num_active = 0
+        self._reading_bytes = 0
         self._engine = engine
         self._vocab = vocab
         self._sender = Sender(fingerprint, context, self.results)
@@ -45,6 +46,11 @@ class PrefillWorker:
     @property
     def num_queued(self) -> int:
         return max(0, len(self._wanted) - self.num_active)
+
+    @property
+    def kv_bytes_held(self) -> int:
+        """The cache of the prompt being read, counted as packed, and rows not acknowledged yet."""
+        return self._reading_bytes + self._sender.unacknowledged_bytes
 
     @property
     def moved_bytes(self) -> int:
@@ -68,9 +74,10 @@ class PrefillWorker:
         try:
             while (job := self._jobs.get()) is not None:
                 self.num_active = 1
+                self._reading_bytes = len(job.prompt) * self._engine.layout.token_bytes
                 self._read(job)
                 self._wanted.discard(job.request_id)
-                self.num_active = 0
+                self.num_active = self._reading_bytes = 0
         except BaseException as error:  # not swallowed: the node raises it from its own thread
             self.results.put(error)
 

@@ -45,7 +45,7 @@ from hetero.serve.control import HEARTBEAT_S, MAX_CONTROL_BYTES
 from hetero.serve.flight import Flight, FromNode
 from hetero.serve.leases import LEASE_S
 from hetero.serve.metrics import RouterMetrics
-from hetero.serve.service import Request, ServedModel, Update
+from hetero.serve.service import ANSWERED, Request, ServedModel, Update
 from hetero.transport.zmq_link import bind, set_link_options
 
 logger = logging.getLogger(__name__)
@@ -130,15 +130,17 @@ class Router:
         flight = Flight(request, route, reader, self._model.vocab.end_tokens)
         inbox: asyncio.Queue[FromNode] = asyncio.Queue()
         self._flights[request.request_id] = (flight, inbox)
-        for name in flight.busy_nodes:
-            self._nodes[name].flights.add(request.request_id)
         self.metrics_registry.prompt_tokens.inc(len(request.prompt))
         outcome = "cancelled"
         try:
-            self._say(*flight.opening())
+            self._order(flight, *flight.opening())
             async for update in self._updates(flight, inbox):
                 yield update
             outcome = "ok"
+        except asyncio.CancelledError as cancelled:
+            if ANSWERED in cancelled.args:
+                outcome = "ok"
+            raise
         except HeteroError:
             outcome = "failed"
             raise
@@ -168,32 +170,34 @@ class Router:
     ) -> AsyncGenerator[Update, None]:
         metrics, kind = self.metrics_registry, flight.route.kind
         last_token_at: dict[int, float] = {}
+        yield flight.summary()  # for whoever stops listening at the first token
         while not flight.has_ended:
             message = await inbox.get()
             if isinstance(message, Reserved):
-                self._say(*flight.reply(message))
+                self._order(flight, *flight.reply(message))
                 continue
             for update in flight.take(message):
                 if isinstance(update, Token):
                     now = time.perf_counter()
                     if update.choice in last_token_at:
                         metrics.itl.labels(kind).observe(now - last_token_at[update.choice])
+                    elif not last_token_at:
+                        metrics.ttft.labels(kind).observe(flight.timings.ttft_s)
                     last_token_at[update.choice] = now
                     metrics.generated_tokens.inc()
                 yield update
+            self._release_idle(flight)
             if isinstance(message, FirstTokens | Joined | Sent):
-                yield flight.summary()  # for whoever stops listening before the end
-        if flight.awaits_transfer_report:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_REPORT_WAIT_S):
-                    while flight.awaits_transfer_report:
-                        for _ in flight.take(await inbox.get()):
-                            pass
-        summary = flight.summary()
-        metrics.ttft.labels(kind).observe(summary.timings.ttft_s)
-        if summary.timings.exposed_s:
-            metrics.exposed.observe(summary.timings.exposed_s)
-        yield summary
+                yield flight.summary()
+            if isinstance(message, Joined) and flight.timings.exposed_s:
+                metrics.exposed.observe(flight.timings.exposed_s)
+        # The answer is whole: nothing that happens to the report may spoil it.
+        with suppress(TimeoutError, HeteroError):
+            async with asyncio.timeout(_REPORT_WAIT_S):
+                while flight.awaits_transfer_report:
+                    for _ in flight.take(await inbox.get()):
+                        pass
+        yield flight.summary()
 
     def _land(self, flight: Flight) -> None:
         """The request is over here: nodes that still work for it are told to stop."""
@@ -203,6 +207,20 @@ class Router:
             self._say(name, Cancel(request_id=request_id))
         for node in self._nodes.values():
             node.flights.discard(request_id)
+
+    def _order(self, flight: Flight, name: str, message: Message) -> None:
+        """Give a node its part of a request; from here on the request is renewed there."""
+        node = self._nodes[name]
+        if node.is_lost:
+            raise EngineError(f"node {name} was lost before it could begin")
+        node.flights.add(flight.request.request_id)
+        self._say(name, message)
+
+    def _release_idle(self, flight: Flight) -> None:
+        """A node that has said its last word on a request is free of it, and may come and go."""
+        for name in (flight.route.decode_node, flight.route.prefill_node):
+            if name is not None and name not in flight.busy_nodes:
+                self._nodes[name].flights.discard(flight.request.request_id)
 
     def _say(self, node: str, message: Message) -> None:
         self._outbox.put_nowait((node, message))
@@ -251,7 +269,8 @@ class Router:
             raise PeerError(
                 f"request {request_id}: need word from its own nodes, have it from {name}"
             )
-        inbox.put_nowait(message)
+        if name in flight.busy_nodes:
+            inbox.put_nowait(message)
 
     def _welcome(self, name: str, message: Hello) -> None:
         if name != message.info.name:
@@ -259,7 +278,7 @@ class Router:
                 f"hello: need the name {name!r} of the connection, have {message.info.name!r}"
             )
         known = self._nodes.get(name)
-        if known is not None and known.info.pid != message.info.pid:
+        if known is not None and known.info.instance != message.info.instance:
             self._lose(known, "was restarted")
         differing = [
             f"{part}: {getattr(self._fingerprint, part)[:16]} here, "

@@ -1,8 +1,8 @@
 """Sends packed rows on a thread of its own, so that credit and acknowledgements never wait for
 the computing, and their times are true.
 
-The computing thread hands frames over and blocks only while too much waits to be sent: that bounds
-the packed bytes in memory to about two chunks, whatever the wire does.
+The computing thread hands frames over, and blocks while more than a chunk of them, of whatever
+request, is not acknowledged: with the chunk being computed that bounds packed bytes to two chunks.
 """
 
 import logging
@@ -29,17 +29,16 @@ _CHECK_S = 0.5
 
 @dataclass(eq=False, kw_only=True)
 class Outbound:
-    """One transfer. The computing thread waits on `changed`; the sending thread does the rest."""
+    """One transfer. Its fields belong to the sending thread; `error` is read by both."""
 
     request_id: str
     transfer: SourceTransfer
     link: SourceLink | None = None
     waiting: deque[tuple[RowFrame, float]] = field(default_factory=deque)  # frame, handed over at
-    waiting_bytes: int = 0
+    unacknowledged_bytes: int = 0  # handed over, under the sender's lock
     first_tokens: tuple[Token, ...] | None = None  # set when every frame is handed over
     error: PeerError | None = None
     heard_at: float = field(default_factory=time.monotonic)
-    changed: threading.Condition = field(default_factory=threading.Condition)
 
 
 class Sender:
@@ -52,6 +51,8 @@ class Sender:
         results: "Mailbox[Message | BaseException]",
     ) -> None:
         self.moved_bytes = 0
+        self.unacknowledged_bytes = 0  # of all transfers
+        self._changed = threading.Condition()
         self._fingerprint = fingerprint
         self._zmq = context
         self._results = results
@@ -78,27 +79,35 @@ class Sender:
         limit_bytes: int,
         still_wanted: Callable[[], None],
     ) -> float:
-        """Hand a frame over; the seconds that took, while `limit_bytes` were waiting.
+        """Hand a frame over; the seconds that took, while `limit_bytes` were unacknowledged.
 
         Raises: PeerError if the transfer has failed, or what `still_wanted` raises.
         """
         started = time.perf_counter()
-        with outbound.changed:
-            while outbound.error is None and outbound.waiting_bytes > limit_bytes:
-                outbound.changed.wait(_CHECK_S)
+        with self._changed:
+            while outbound.error is None and self.unacknowledged_bytes >= limit_bytes:
+                self._changed.wait(_CHECK_S)
                 still_wanted()
             if outbound.error is not None:
                 raise outbound.error
-            outbound.waiting.append((frame, time.perf_counter()))
-            outbound.waiting_bytes += frame.rows.nbytes
-        self._commands.put(lambda: self._pump(outbound))
-        return time.perf_counter() - started
+            self.unacknowledged_bytes += frame.rows.nbytes
+            outbound.unacknowledged_bytes += frame.rows.nbytes
+        handed_over = time.perf_counter()
+
+        def command() -> None:
+            outbound.waiting.append((frame, handed_over))
+            self._pump(outbound)
+
+        self._commands.put(command)
+        return handed_over - started
 
     def finish(self, outbound: Outbound, first_tokens: tuple[Token, ...]) -> None:
-        """No more frames: say so to the sink once all are sent."""
+        """No more frames: say so to the sink once all are sent, and the outcome to the router."""
 
         def command() -> None:
             outbound.first_tokens = first_tokens
+            if outbound.error is not None:
+                self._results.put(failed(outbound.request_id, outbound.error))
             self._pump(outbound)
 
         self._commands.put(command)
@@ -107,6 +116,7 @@ class Sender:
         def command() -> None:
             if self._outbound.pop(outbound.transfer.ticket.ticket_id, None) and outbound.link:
                 outbound.link.send(outbound.transfer.abort(reason))
+            self._acknowledge(outbound, outbound.unacknowledged_bytes)
 
         self._commands.put(command)
 
@@ -148,26 +158,31 @@ class Sender:
         if outbound is None:
             return  # of a transfer that was aborted here
         outbound.heard_at = time.monotonic()
+        in_flight_bytes = outbound.transfer.in_flight_bytes
         try:
             outbound.transfer.receive(message, time.perf_counter())
         except PeerError as error:
             self._fail(outbound, error)
             return
+        self._acknowledge(outbound, in_flight_bytes - outbound.transfer.in_flight_bytes)
         self._pump(outbound)
+
+    def _acknowledge(self, outbound: Outbound, num_bytes: int) -> None:
+        with self._changed:
+            self.unacknowledged_bytes -= num_bytes
+            outbound.unacknowledged_bytes -= num_bytes
+            self._changed.notify()
 
     def _pump(self, outbound: Outbound) -> None:
         """Send what credit allows; after the last frame say Done, after its credit report."""
         transfer = outbound.transfer
         if outbound.link is None or transfer.ticket.ticket_id not in self._outbound:
             return
-        with outbound.changed:
-            while outbound.waiting and transfer.may_send(outbound.waiting[0][0].rows.nbytes):
-                frame, handed_over = outbound.waiting.popleft()
-                header = transfer.rows(frame, handed_over=handed_over, now=time.perf_counter())
-                outbound.link.send(header, frame.rows)
-                outbound.waiting_bytes -= frame.rows.nbytes
-                self.moved_bytes += frame.rows.nbytes
-                outbound.changed.notify()
+        while outbound.waiting and transfer.may_send(outbound.waiting[0][0].rows.nbytes):
+            frame, handed_over = outbound.waiting.popleft()
+            header = transfer.rows(frame, handed_over=handed_over, now=time.perf_counter())
+            outbound.link.send(header, frame.rows)
+            self.moved_bytes += frame.rows.nbytes
         if outbound.waiting or outbound.first_tokens is None:
             return
         if transfer.state is State.MOVING:
@@ -191,17 +206,23 @@ class Sender:
             if not outbound.transfer.awaits_answer:
                 outbound.heard_at = now
             elif now - outbound.heard_at > ticket.lease_s:
-                late = (
-                    f"decode node at {ticket.address}: need an answer within {ticket.lease_s:g} s"
-                )
-                self._fail(outbound, PeerError(f"{late}, have none"))
+                late = f"need an answer within {ticket.lease_s:g} s, have none"
+                self._fail(outbound, PeerError(f"decode node at {ticket.address}: {late}"))
+                self._forget_link(ticket.address)
+
+    def _forget_link(self, address: str) -> None:
+        """A node that comes back elsewhere must not leave a socket that redials for ever."""
+        if not any(o.transfer.ticket.address == address for o in self._outbound.values()):
+            link = self._links.pop(address)
+            self._poller.unregister(link.socket)
+            link.close()
 
     def _fail(self, outbound: Outbound, error: PeerError) -> None:
         """Tell whoever is there to hear: the computing thread, or after it the router."""
         del self._outbound[outbound.transfer.ticket.ticket_id]
-        with outbound.changed:
+        outbound.waiting.clear()
+        with self._changed:
             outbound.error = error
-            outbound.waiting.clear()
-            outbound.changed.notify()
+        self._acknowledge(outbound, outbound.unacknowledged_bytes)
         if outbound.first_tokens is not None:
             self._results.put(failed(outbound.request_id, error))

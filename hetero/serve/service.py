@@ -5,6 +5,7 @@
 generator early cancels the request everywhere.
 """
 
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,6 +13,9 @@ from typing import Any, Protocol
 from hetero.llama.model import Vocab
 from hetero.messages import Finished, Sampling, Token
 from hetero.routing.route import Route, Wish
+
+# The message of a cancellation by a client that has all it wants: a stop string ended its answer.
+ANSWERED = "answered"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,7 @@ class Request:
     num_choices: int
     sampling: Sampling
     route: Wish = "auto"
+    received_at: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(kw_only=True)

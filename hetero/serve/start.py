@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -128,6 +129,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
             role="prefill",
             host=socket.gethostname(),
             pid=os.getpid(),
+            instance=uuid.uuid4().hex,
             model=Path(config.model).stem,
             fingerprint=fingerprint,
             context_tokens=min(config.context_tokens, engine.max_prompt_tokens),
@@ -151,6 +153,8 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
             spec.weight_bytes, layout, slots=config.slots, context_tokens=config.context_tokens
         )
     fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
+    if any(wildcard in config.listen for wildcard in ("//0.0.0.0:", "//*:", "//[::]:")):
+        raise ConfigError(f"listen: need the address that prefill nodes dial, have {config.listen}")
     with zmq.Context() as context:
         data = SinkLink(context, config.listen)
         engine = DecodeEngine(
@@ -171,6 +175,7 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
             role="decode",
             host=socket.gethostname(),
             pid=os.getpid(),
+            instance=uuid.uuid4().hex,
             model=Path(config.model).stem,
             fingerprint=fingerprint,
             context_tokens=engine.context.tokens_per_sequence,

@@ -127,7 +127,7 @@ class SinkTransfer:
         raw = np.frombuffer(payload, np.uint8)
         layers = message.end_layer - message.first_layer
         tokens = message.end_token - message.first_token
-        if layers < 1 or tokens < 1 or raw.nbytes % (layers * tokens):
+        if layers < 1 or tokens < 1 or not raw.nbytes or raw.nbytes % (layers * tokens):
             raise PeerError(
                 f"transfer {self.ticket.ticket_id}: need rows of {layers} layers x {tokens} "
                 f"tokens, have {raw.nbytes} bytes"
@@ -164,12 +164,16 @@ class SourceTransfer:
         self._credit_bytes = 0
         self._in_flight: deque[int] = deque()  # bytes per frame, oldest first
         self._busy_since = 0.0
-        self._group: tuple[int, int] | None = None
+        self._last = (-1, "")  # layer and kind of the frame sent last
         self._group_since = 0.0
 
     @property
     def is_acknowledged(self) -> bool:
         return self.state is State.DONE and not self._in_flight
+
+    @property
+    def in_flight_bytes(self) -> int:
+        return sum(self._in_flight)
 
     @property
     def awaits_answer(self) -> bool:
@@ -192,9 +196,11 @@ class SourceTransfer:
         self._must_be(State.MOVING, "send rows")
         if not self._in_flight:
             self._busy_since = now
-        group = (frame.first_layer, frame.first_token)
-        if group != self._group:
-            self._group, self._group_since = group, handed_over
+        # A group's K frames go before its V frames, each perhaps cut by tokens.
+        last_layer, last_kind = self._last
+        if frame.first_layer != last_layer or frame.kind < last_kind:
+            self._group_since = handed_over
+        self._last = (frame.first_layer, frame.kind)
         self._in_flight.append(frame.rows.nbytes)
         self._credit_bytes -= frame.rows.nbytes
         self.sent_bytes += frame.rows.nbytes

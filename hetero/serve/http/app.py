@@ -92,10 +92,10 @@ class _Front:
         shape: Shape,
         tokenize: Callable[[ServedModel], list[int]],
     ) -> Response:
+        received_at = time.perf_counter()
         model = self._ready_model(body.model)
-        began_s = time.perf_counter()
         prompt = await _in_thread(tokenize, model)
-        tokenize_s = time.perf_counter() - began_s
+        tokenize_s = time.perf_counter() - received_at
         max_tokens = max_tokens_of(body, len(prompt), model.context_tokens)
         # All that is cheap to refuse is refused before a grammar is tried.
         sampling = sampling_of(body, model)
@@ -116,6 +116,7 @@ class _Front:
                 num_choices=body.n,
                 sampling=sampling,
                 route=body.route,
+                received_at=received_at,
             ),
             tokenize_s=tokenize_s,
             keep_alive_s=self._keep_alive_s,

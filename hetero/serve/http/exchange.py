@@ -15,7 +15,7 @@ from hetero.serve.http.failures import failure_of, log_failure
 from hetero.serve.http.openai import CompletionBody
 from hetero.serve.http.sse import DONE, KEEP_ALIVE, EventStream, Generation, event, until_disconnect
 from hetero.serve.http.tokens import Pieces
-from hetero.serve.service import Request, ServedModel, Service, Update
+from hetero.serve.service import ANSWERED, Request, ServedModel, Service, Update
 
 
 def request_id(shape: Shape) -> str:
@@ -70,7 +70,7 @@ class Exchange:
                 entries[delta.choice] += delta.entries
                 tokens[delta.choice] += delta.tokens
                 reasons[delta.choice] = delta.finish_reason
-        generation.close()
+        generation.close(ANSWERED)
         choices = [
             self.shape.whole(index, texts[index], entries[index], reason) | self._ids(tokens[index])
             for index, reason in enumerate(reasons)
@@ -115,7 +115,7 @@ class Exchange:
                     update = await generation.next(self.keep_alive_s)
                 except StopAsyncIteration:
                     break
-            generation.close()
+            generation.close(ANSWERED)
             if last is None:
                 raise self._unfinished()
         except Exception as error:  # the status is sent: the stream itself must say it

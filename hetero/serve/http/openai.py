@@ -19,8 +19,12 @@ _Body = TypeVar("_Body", bound=msgspec.Struct)
 MaxTokens = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+TokenKey = Annotated[str, msgspec.Meta(max_length=10)]
 Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
-Stops = Annotated[list[str], msgspec.Meta(max_length=16)]
+Biases = Annotated[dict[TokenKey, Bias], msgspec.Meta(max_length=300)]  # as many as OpenAI takes
+# Long enough for any marker; every token of every choice is matched against them.
+Stop = Annotated[str, msgspec.Meta(max_length=1000)]
+Stops = Annotated[list[Stop], msgspec.Meta(max_length=16)]
 Tokens = list[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]]
 
 # Accepted and without effect: they ask for nothing that an answer could lack.
@@ -111,15 +115,15 @@ class CompletionBody(_Strict, frozen=True, kw_only=True):
     n: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    stop: str | Stops = ""
+    stop: Stop | Stops = ""
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    logit_bias: dict[str, Bias] = {}
+    logit_bias: Biases = {}
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     response_format: AnyText | JsonObject | JsonSchema = AnyText()
     top_k: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: Share | None = None
-    repeat_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
+    repeat_penalty: Annotated[float, msgspec.Meta(ge=0.01, le=10)] | None = None
     grammar: str = ""
     ignore_eos: bool = False
     return_tokens: bool = False  # ids beside the text

@@ -44,6 +44,11 @@ def checked_grammar(body: CompletionBody, grammars: GrammarChecker) -> str:
 
     Raises: ConfigError saying what is wrong with the grammar or schema.
     """
+    if body.ignore_eos:
+        raise RequestError(
+            "ignore_eos: need it off beside a grammar or schema, which has an end, have it on",
+            param="ignore_eos",
+        )
     wish = body.response_format
     if isinstance(wish, JsonObject | JsonSchema):
         if body.grammar:
@@ -93,7 +98,7 @@ def _logit_bias(body: CompletionBody, model: ServedModel) -> tuple[tuple[int, fl
                 f"logit_bias: need tokens from 0 to {model.vocab.num_tokens - 1}, have {key!r}",
                 param="logit_bias",
             )
-    return tuple((int(key), bias) for key, bias in body.logit_bias.items())
+    return tuple({int(key): bias for key, bias in body.logit_bias.items()}.items())
 
 
 def _top_logprobs(body: CompletionBody) -> int | None:

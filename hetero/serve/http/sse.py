@@ -63,8 +63,9 @@ class Generation:
         self._queue.put_nowait(update)  # for whoever asks again
         raise update.error or StopAsyncIteration
 
-    def close(self) -> None:
-        self._task.cancel()
+    def close(self, why: str | None = None) -> None:
+        """`why` reaches the router; ANSWERED tells it that nothing went wrong."""
+        self._task.cancel(why)
 
     async def _draw(self, updates: AsyncGenerator[Update, None]) -> None:
         try:
