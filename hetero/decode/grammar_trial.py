@@ -20,7 +20,7 @@ from hetero.errors import ConfigError, EngineError
 from hetero.llama.json_schema import schema_to_gbnf
 from hetero.llama.library import captured_log
 from hetero.llama.model import Model, Vocab
-from hetero.llama.sampler import Sampler
+from hetero.llama.sampler import AmbiguousGrammar, Sampler
 from hetero.messages import Sampling
 
 # What passes here on 1 MiB has room to spare on an engine's 8 MiB.
@@ -109,6 +109,8 @@ def _walk(vocab: Vocab, sampler: Sampler, walk: list[npt.NDArray[np.float32]]) -
         logits_V[list(vocab.end_tokens)] = np.finfo(np.float32).min
         try:
             token = sampler.sample(logits_V, position)
+        except AmbiguousGrammar as error:
+            raise ConfigError(str(error)) from None
         except EngineError:
             if position > 0:
                 return  # half a code point that this vocabulary can't finish: not the grammar's

@@ -34,6 +34,10 @@ _MAX_GRAMMAR_S = 0.25
 _CANDIDATE = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
 
 
+class AmbiguousGrammar(EngineError):
+    """A grammar whose work grows with every token."""
+
+
 def draw_seed(seed: int, choice: int, position: int) -> int:
     """A 32-bit seed for one draw, never llama.cpp's "random" marker."""
     digest = hashlib.blake2b(struct.pack("<QII", seed, choice, position), digest_size=4).digest()
@@ -102,9 +106,9 @@ class Sampler:
         llama_cpp.llama_sampler_accept(self._grammar, token)
         seconds = time.thread_time() - started
         if seconds > _MAX_GRAMMAR_S:
-            raise EngineError(
-                f"grammar: need a token taken in within {_MAX_GRAMMAR_S:g} s, "
-                f"have {seconds:.2f} s: it is ambiguous"
+            raise AmbiguousGrammar(
+                f"grammar: need at most {_MAX_GRAMMAR_S:g} s of CPU time for a token, "
+                f"have {seconds:.2f} s; make it simpler or less ambiguous"
             )
 
     def _reseed(self, position: int) -> None:
