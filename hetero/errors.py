@@ -29,5 +29,9 @@ class PeerError(HeteroError):
     """The other side broke the protocol, or is not the peer we took it for."""
 
 
+class NodeLostError(HeteroError):
+    """A node went away with the request: sent again, it may succeed elsewhere."""
+
+
 class EngineError(HeteroError):
     """An engine (torch, llama.cpp) failed at something it should have managed."""

@@ -212,6 +212,16 @@ class WhoAreYou(Message, frozen=True, kw_only=True):
     """The router does not know this peer (one of them has restarted): say Hello again."""
 
 
+class Welcome(Message, frozen=True, kw_only=True):
+    """The router knows this node now, and may give it work."""
+
+
+class Unwelcome(Message, frozen=True, kw_only=True):
+    """The router will never give this node work: its model, or its name, is another's."""
+
+    reason: str
+
+
 class Reserve(Message, frozen=True, kw_only=True):
     """Hold room for a prompt whose KV will come over the wire."""
 
@@ -314,7 +324,7 @@ class Refused(Message, frozen=True, kw_only=True):
 ToRouter = (
     Hello | Heartbeat | Reserved | FirstTokens | Sent | Joined | Generated | Finished | Failed
 )
-ToNode = WhoAreYou | Reserve | Generate | Prefill | Renew | Cancel
+ToNode = WhoAreYou | Welcome | Unwelcome | Reserve | Generate | Prefill | Renew | Cancel
 ToSink = Open | Rows | Done | Abort
 ToSource = Ready | Credit | Refused
 

@@ -76,9 +76,9 @@ def test_no_verb_shows_the_help():
     assert "Commands:" in run.stderr
 
 
-def test_missing_model_is_a_failure():
+def test_missing_model_is_bad_usage():
     run = hetero("generate", "-m", "/no/such.gguf", "-p", "a")
-    assert run.returncode == 1
+    assert run.returncode == 2
     assert run.stderr.startswith("hetero: error: /no/such.gguf: ")
     assert run.stdout == ""
 
@@ -97,6 +97,30 @@ def test_what_memory_can_not_hold_is_refused(monkeypatch):
     # A token's KV is 3 layers of 2 heads of 64 in f16, twice: 1.5 KiB.
     with pytest.raises(PlanError, match=r"need 5\.5\d MiB of memory for 2 node\(s\)"):
         options.check_plan(spec, context_tokens=1024, **plan)
+
+
+def test_a_context_beyond_the_models_is_refused():
+    run = hetero("up", "--local", "--context", "9000")
+    assert run.returncode == 2
+    assert "need at most the 8192 tokens the model was trained for, have 9000" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("role", "text", "complaint"),
+    [
+        ("prefill", "name: p\nmodel: m\nrouter: 10.0.0.1:70\n", "tcp://HOST:PORT"),
+        ("prefill", "name: p\nmodel: m\nport: 8080\n", "settings of a prefill node"),
+        ("decode", "nonsense", "it has the fields name, model, router"),
+        ("router", "", "settings of a router node"),
+    ],
+)
+def test_a_bad_node_file_is_named_with_what_it_needs(tmp_path, role, text, complaint):
+    path = tmp_path / "node.yaml"
+    path.write_text(text)
+    run = hetero("node", role, "--config", str(path))
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"hetero: error: {path}: ")
+    assert complaint in run.stderr
 
 
 def test_version():

@@ -11,7 +11,7 @@ from test_route import fingerprint, node
 from tiny_models import write_tiny_model
 
 import hetero.serve.router as router_module
-from hetero.errors import EngineError, PlanError
+from hetero.errors import EngineError, NodeLostError, PlanError
 from hetero.llama.model import Model
 from hetero.messages import (
     Cancel,
@@ -32,6 +32,7 @@ from hetero.messages import (
     Sent,
     Ticket,
     Token,
+    Unwelcome,
     WhoAreYou,
     decode_to_node,
     encode,
@@ -243,7 +244,7 @@ def test_a_silent_node_is_lost_and_its_requests_fail(vocab, monkeypatch):
         decode = await made.add("d", "decode")
         asking = asyncio.create_task(collect(made.generate(route="local")))
         await decode.hear(Generate)
-        with pytest.raises(EngineError, match=r"node d was silent for 0\.2 s"):
+        with pytest.raises(NodeLostError, match=r"node d was silent for 0\.2 s"):
             await asking
         assert made.health() == {"d": "lost"}
         assert made.router.model.context_tokens == 0
@@ -261,7 +262,7 @@ def test_a_restarted_node_fails_what_its_former_self_held(vocab):
         asking = asyncio.create_task(collect(made.generate(route="local")))
         await decode.hear(Generate)
         await made.add("d", "decode", instance="another")
-        with pytest.raises(EngineError, match="node d was restarted"):
+        with pytest.raises(NodeLostError, match="node d was restarted; send the request again"):
             await asking
         assert made.health() == {"d": "ready"}
 
@@ -274,11 +275,34 @@ def test_a_node_with_another_model_may_not_serve(vocab):
         other = msgspec.structs.replace(
             other, model=msgspec.structs.replace(other.model, tensors="different")
         )
-        await made.add("d", "decode", fingerprint=other)
-        assert made.health() == {"d": "refused"}
-        assert "tensors: w here, different there" in made.router.status()["nodes"][1]["error"]
+        stranger = ScriptedNode(
+            made.context, made.address, node("d", "decode", fingerprint=other).info
+        )
+        made.nodes.append(stranger)
+        await stranger.hello()
+        reason = (await stranger.hear(Unwelcome)).reason
+        assert (
+            "need the router's m, have another file, m (tensors w here, different there" in reason
+        )
+        assert made.health() == {}
         with pytest.raises(PlanError, match="need a ready node"):
             await anext(made.generate())
+
+    run(scenario, vocab)
+
+
+def test_a_name_that_another_host_uses_is_refused(vocab):
+    async def scenario(made):
+        await made.add("d", "decode")
+        twin = ScriptedNode(
+            made.context, made.address, node("d", "decode", host="other", instance="2").info
+        )
+        made.nodes.append(twin)
+        await twin.hello()
+        assert (await twin.hear(Unwelcome)).reason == (
+            "name d: in use by a node on h; choose another"
+        )
+        assert made.router.status()["nodes"][1]["host"] == "h"
 
     run(scenario, vocab)
 

@@ -179,7 +179,7 @@ def test_a_damaged_model_fails_before_anything_starts(tmp_path):
         check=False,
         env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)},
     )
-    assert run.returncode == 1
+    assert run.returncode == 2
     assert run.stderr.startswith(f"hetero: error: {broken}")
     assert "Traceback" not in run.stderr
     assert not (tmp_path / "hetero").exists()
@@ -199,7 +199,7 @@ def test_a_node_that_can_not_start_fails_the_whole(tmp_path):
             "XDG_RUNTIME_DIR": str(tmp_path),
         },
     )
-    assert run.returncode == 1
+    assert run.returncode == 2
     message = json.loads(run.stdout)["error"]["message"]
     assert message.startswith("prefill-0: ")
     assert "use --prefill llama" in message

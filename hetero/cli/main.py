@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from hetero import __version__
 from hetero.cli.output import print_json
-from hetero.errors import ConfigError, HeteroError
+from hetero.errors import ConfigError, HeteroError, ModelError
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -117,7 +117,7 @@ def _end(number: int, _frame: object) -> NoReturn:
 
 
 def _report(error: Exception, *, as_json: bool) -> int:
-    status = BAD_USAGE if isinstance(error, ConfigError | _UsageError) else FAILED
+    status = BAD_USAGE if isinstance(error, ConfigError | ModelError | _UsageError) else FAILED
     message = str(error)
     if isinstance(error, _UsageError):
         message = error.format_message()

@@ -75,6 +75,11 @@ def check_plan(
 
     if attention is AttentionKernel.TRITON:
         raise ConfigError("attention triton: comes with GPU prefill; use --attention sdpa")
+    if context_tokens > spec.context_length:
+        raise ConfigError(
+            f"context: need at most the {spec.context_length} tokens the model was trained for, "
+            f"have {context_tokens}"
+        )
     layout = kv_layout(
         num_layers=spec.num_layers,
         num_kv_heads=spec.num_kv_heads,

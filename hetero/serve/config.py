@@ -9,7 +9,8 @@ from hetero.errors import ConfigError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-_T = TypeVar("_T")
+Address = Annotated[str, msgspec.Meta(pattern=r"^tcp://[^/]+:(\d+|\*)$")]
+_T = TypeVar("_T", bound=msgspec.Struct)
 
 
 class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,12 +23,12 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
 
     host: str = "127.0.0.1"
     port: Port = 8080
-    control: str = "tcp://127.0.0.1:0"
+    control: Address = "tcp://127.0.0.1:0"
     keep_alive_s: float = 10.0
 
 
 class PrefillConfig(_Config, frozen=True, kw_only=True):
-    router: str  # the router's control address
+    router: Address  # the router's control address
     kv_k: str = "q8_0"
     kv_v: str = "q8_0"
     context_tokens: Positive = 8192
@@ -41,8 +42,8 @@ class PrefillConfig(_Config, frozen=True, kw_only=True):
 
 
 class DecodeConfig(_Config, frozen=True, kw_only=True):
-    router: str
-    listen: str = "tcp://127.0.0.1:0"  # where prefill nodes send KV
+    router: Address
+    listen: Address = "tcp://127.0.0.1:0"  # where prefill nodes send KV
     kv_k: str = "q8_0"
     kv_v: str = "q8_0"
     context_tokens: Positive = 8192  # of one sequence: prompt and answer
@@ -63,5 +64,10 @@ def load_config(path: Path, kind: type[_T]) -> _T:
         raise ConfigError(
             f"{path}: can't read it: {(error.strerror or str(error)).lower()}"
         ) from None
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        fields = ", ".join(field.encode_name for field in msgspec.structs.fields(kind))
+        role = kind.__name__.removesuffix("Config").lower()
+        raise ConfigError(
+            f"{path}: need the settings of a {role} node, have: {error}; it has the fields "
+            f"{fields}, and addresses are tcp://HOST:PORT"
+        ) from None

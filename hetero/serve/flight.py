@@ -6,7 +6,15 @@ No I/O: the router feeds messages in, and takes updates and words to the nodes o
 import time
 from collections.abc import Iterator
 
-from hetero.errors import ConfigError, EngineError, HeteroError, ModelError, PeerError, PlanError
+from hetero.errors import (
+    ConfigError,
+    EngineError,
+    HeteroError,
+    ModelError,
+    NodeLostError,
+    PeerError,
+    PlanError,
+)
 from hetero.messages import (
     Failed,
     Finished,
@@ -25,7 +33,8 @@ from hetero.routing.route import Route
 from hetero.serve.service import Request, Summary, Timings, Update
 
 _ERRORS = {
-    kind.__name__: kind for kind in (ConfigError, EngineError, ModelError, PeerError, PlanError)
+    kind.__name__: kind
+    for kind in (ConfigError, EngineError, ModelError, NodeLostError, PeerError, PlanError)
 }
 
 FromNode = Reserved | FirstTokens | Sent | Joined | Token | Finished | Failed

@@ -18,7 +18,7 @@ import zmq
 import zmq.asyncio
 
 from hetero import __version__
-from hetero.errors import EngineError, HeteroError, PeerError
+from hetero.errors import HeteroError, NodeLostError, PeerError
 from hetero.messages import (
     Cancel,
     FirstTokens,
@@ -35,6 +35,8 @@ from hetero.messages import (
     Sent,
     Token,
     ToRouter,
+    Unwelcome,
+    Welcome,
     WhoAreYou,
     decode_to_router,
     encode,
@@ -65,13 +67,8 @@ class _Node:
     info: NodeInfo
     load: NodeLoad
     last_seen: float
-    refused: str = ""  # why it may not serve; empty if it may
     is_lost: bool = False
-    flights: set[str] = field(default_factory=set)
-
-    @property
-    def is_ready(self) -> bool:
-        return not self.refused and not self.is_lost
+    flights: set[str] = field(default_factory=set)  # requests it works for
 
 
 class Router:
@@ -109,7 +106,7 @@ class Router:
 
     @property
     def model(self) -> ServedModel:
-        ready = [n.info for n in self._nodes.values() if n.is_ready and n.info.role == "decode"]
+        ready = [n.info for n in self._nodes.values() if not n.is_lost and n.info.role == "decode"]
         return replace(
             self._model, context_tokens=max((info.context_tokens for info in ready), default=0)
         )
@@ -123,7 +120,7 @@ class Router:
             nodes=[
                 NodeView(info=node.info, num_requests=len(node.flights))
                 for node in self._nodes.values()
-                if node.is_ready
+                if not node.is_lost
             ],
         )
         reader = self._nodes[route.prefill_node or route.decode_node or ""].info
@@ -212,7 +209,7 @@ class Router:
         """Give a node its part of a request; from here on the request is renewed there."""
         node = self._nodes[name]
         if node.is_lost:
-            raise EngineError(f"node {name} was lost before it could begin")
+            raise NodeLostError(f"node {name} was lost before it began; send the request again")
         node.flights.add(flight.request.request_id)
         self._say(name, message)
 
@@ -278,25 +275,40 @@ class Router:
                 f"hello: need the name {name!r} of the connection, have {message.info.name!r}"
             )
         known = self._nodes.get(name)
-        if known is not None and known.info.instance != message.info.instance:
-            self._lose(known, "was restarted")
-        differing = [
-            f"{part}: {getattr(self._fingerprint, part)[:16]} here, "
-            f"{getattr(message.info.fingerprint.model, part)[:16]} there"
-            for part in ModelFingerprint.__struct_fields__
-            if getattr(self._fingerprint, part) != getattr(message.info.fingerprint.model, part)
-        ]
-        refused = f"another model: {'; '.join(differing)}" if differing else ""
+        info = message.info
+        refused = self._objection(info, known)
         if refused:
-            logger.error("node %s refused: %s", name, refused)
+            logger.error("node %s on %s refused: %s", name, info.host, refused)
+            self._say(name, Unwelcome(reason=refused))
+            return
+        is_the_same = known is not None and known.info.instance == info.instance
+        if known is not None and not known.is_lost and not is_the_same:
+            self._lose(known, "was restarted")
         self._nodes[name] = _Node(
-            info=message.info,
+            info=info,
             load=message.load,
             last_seen=time.monotonic(),
-            refused=refused,
-            flights=known.flights if known and not known.is_lost else set(),
+            flights=known.flights if known is not None and is_the_same else set(),
         )
-        logger.info("node %s (%s) is here", name, message.info.role)
+        self._say(name, Welcome())
+        logger.info("node %s (%s) is here", name, info.role)
+
+    def _objection(self, info: NodeInfo, known: _Node | None) -> str:
+        """Why a node may not serve; empty if it may."""
+        ours, theirs = self._fingerprint, info.fingerprint.model
+        differing = [
+            f"{part} {getattr(ours, part)[:12]} here, {getattr(theirs, part)[:12]} there"
+            for part in ModelFingerprint.__struct_fields__
+            if getattr(ours, part) != getattr(theirs, part)
+        ]
+        if differing:
+            return (
+                f"model: need the router's {self._model.name}, have another file, {info.model} "
+                f"({'; '.join(differing)}): copy the router's GGUF to {info.host}"
+            )
+        if known is not None and not known.is_lost and known.info.host != info.host:
+            return f"name {info.name}: in use by a node on {known.info.host}; choose another"
+        return ""
 
     def _lose(self, node: _Node, why: str) -> None:
         """Fail what the node was working on; its leases there will run out by themselves."""
@@ -305,7 +317,8 @@ class Router:
         for request_id in list(node.flights):
             flight, inbox = self._flights[request_id]
             flight.busy_nodes.discard(node.info.name)
-            inbox.put_nowait(failed(request_id, EngineError(f"node {node.info.name} {why}")))
+            lost = NodeLostError(f"node {node.info.name} {why}; send the request again")
+            inbox.put_nowait(failed(request_id, lost))
         node.flights.clear()
 
     async def _renew(self) -> None:
@@ -328,15 +341,14 @@ class Router:
 
 
 def _node_status(node: _Node) -> dict[str, Any]:
-    status = {
+    return {
         "name": node.info.name,
         "role": node.info.role,
         "host": node.info.host,
         "pid": node.info.pid,
-        "health": "lost" if node.is_lost else "refused" if node.refused else "ready",
+        "health": "lost" if node.is_lost else "ready",
         "kv_bytes_held": node.load.kv_bytes_held,
         "active": node.load.active,
         "queued": node.load.queued,
         "versions": node.info.versions,
     }
-    return status | {"error": node.refused} if node.refused else status

@@ -112,7 +112,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(
-            f"{host}:{port}: can't listen there: {reason}; choose another with --port"
+            f"{host}:{port}: can't listen there: {reason}; choose another port"
         ) from None
     return listener
 

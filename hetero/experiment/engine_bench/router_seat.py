@@ -14,6 +14,7 @@ from hetero.errors import EngineError, PeerError
 from hetero.experiment.engine_bench.driven_engine import GREEDY
 from hetero.messages import (
     Failed,
+    Finished,
     Hello,
     Message,
     NodeInfo,
@@ -101,7 +102,10 @@ class RouterSeat:
             message = decode_to_router(raw)
             if isinstance(message, Hello):
                 self.nodes[message.info.name] = message.info
-            if isinstance(message, Failed):
+            if isinstance(message, Finished):
+                self._request_ids.discard(message.request_id)
+            # Of a request that has ended, a node only says that it does not know it any more.
+            if isinstance(message, Failed) and message.request_id in self._request_ids:
                 raise PeerError(f"node failed at {message.request_id}: {message.message}")
             yield came_at, message
 

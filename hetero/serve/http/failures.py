@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from hetero.errors import ConfigError, HeteroError, PeerError, PlanError
+from hetero.errors import ConfigError, HeteroError, NodeLostError, PeerError, PlanError
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ SERVER_ERROR = "server_error"
 _STATUS: tuple[tuple[type[HeteroError], int], ...] = (
     (ConfigError, 400),
     (PlanError, 503),
+    (NodeLostError, 503),
     (PeerError, 502),
     (HeteroError, 500),
 )

@@ -168,7 +168,7 @@ def parse(raw: bytes, kind: type[_Body]) -> _Body:
     """Raises: RequestError naming the field."""
     try:
         fields = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"body: need valid JSON, have: {error}") from None
     if not isinstance(fields, dict):
         raise RequestError(f"body: need a JSON object, have {type(fields).__name__}")

@@ -83,8 +83,8 @@ def max_tokens_of(body: CompletionBody, num_prompt_tokens: int, context_tokens: 
     if need > context_tokens:
         raise RequestError(
             f"{param}: need a context of {need} tokens ({num_prompt_tokens} in the prompt, "
-            f"{asked or 'at least 1'} for the answer), have {context_tokens}; shorten the prompt "
-            f"or lower max_tokens",
+            f"{asked or 'at least 1'} for the answer), have {context_tokens}; shorten the prompt, "
+            f"lower max_tokens, or serve with a larger context",
             param=param,
             code="context_length_exceeded",
         )
