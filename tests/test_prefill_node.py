@@ -105,6 +105,7 @@ class Harness:
         self.loop = threading.Thread(target=self.node.run)
         self.loop.start()
         self.said = []
+        self.transfers = {}  # by ticket
         self.until(Hello)
 
     def close(self):
@@ -160,8 +161,9 @@ class Harness:
                 return peer, message
 
     def receive_all(self, credit_bytes=20_000):
-        """Be an honest sink for one transfer; it and its staging blob at the end."""
-        transfers = {}
+        """Be an honest sink until a transfer is whole, and return it. The next one may have begun
+        by then: the node reads on while acknowledgements come in."""
+        transfers = self.transfers
         for peer, message, payload in self.incoming():
             if isinstance(message, Open):
                 transfers[message.ticket_id] = SinkTransfer(
