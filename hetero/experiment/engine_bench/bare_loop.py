@@ -5,8 +5,6 @@ share our faults. Parameters are the library's defaults but for what both must h
 """
 
 import ctypes
-from types import TracebackType
-from typing import Self
 
 import llama_cpp
 import numpy as np
@@ -17,12 +15,13 @@ from hetero.experiment.engine_bench.driven_engine import FIRST_TOKEN
 from hetero.kv.layout import KVLayout
 from hetero.kv.types import kv_type
 from hetero.llama.context import FLASH_ATTENTION_ON
+from hetero.llama.library import Owned
 from hetero.llama.model import Model
 
 _BATCH_TOKENS = 512
 
 
-class BareLoop:
+class BareLoop(Owned):
     """Sequences 0 to n - 1 of one context, all decoded in every step."""
 
     def __init__(
@@ -84,14 +83,3 @@ class BareLoop:
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_sampler_free(self._sampler)
         llama_cpp.llama_free(self._context)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()

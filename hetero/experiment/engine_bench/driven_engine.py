@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +12,7 @@ from hetero.decode.sequence import Job
 from hetero.errors import EngineError
 from hetero.experiment.engine_bench.states import States
 from hetero.kv.layout import KVLayout
+from hetero.llama.library import Owned
 from hetero.messages import Failed, Finished, Generated, Joined, Sampling, Token
 
 # No sequence may end by itself while it is timed.
@@ -26,7 +25,7 @@ FIRST_TOKEN = 3
 _SHORT_PROMPT_TOKENS = 32
 
 
-class DrivenEngine:
+class DrivenEngine(Owned):
     """Sequences are named by `arrive`, and leave only when told to."""
 
     def __init__(
@@ -99,17 +98,6 @@ class DrivenEngine:
 
     def close(self) -> None:
         self.engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @contextmanager
