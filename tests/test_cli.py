@@ -55,7 +55,10 @@ def test_every_verb_explains_itself(verb, capsys):
         (["up"], "up: need --local"),
         (["generate", "-m", "demo"], "prompt: need one of -p TEXT and -f FILE"),
         (["generate", "-m", "demo", "-p", "a", "-n", "8192"], "need a context of 2 + 8192 tokens"),
-        (["generate", "-m", "demo", "-p", "a", "--attention", "triton"], "comes with GPU prefill"),
+        (
+            ["generate", "-m", "demo", "-p", "a", "--attention", "sdpa", "--prefill", "llama"],
+            "attention sdpa: llama.cpp computes its own",
+        ),
         (["generate", "-m", "demo", "-p", "a", "--kv-k", "q9"], "KV type 'q9': need one of f16"),
         (["node", "decode", "--config", "/no/such.yaml"], "no such file or directory"),
     ],
@@ -89,6 +92,7 @@ def test_what_memory_can_not_hold_is_refused(monkeypatch):
     plan = {
         "kv_k": "f16",
         "kv_v": "f16",
+        "prefill": options.Engine.AUTO,
         "attention": options.AttentionKernel.AUTO,
         "num_decode": 2,
         "slots": 1,

@@ -10,6 +10,7 @@ from hetero.errors import ConfigError, EngineError, PlanError
 from hetero.kv.layout import kv_layout
 from hetero.kv.staging import StagingBlob
 from hetero.kv.types import KV_TYPES
+from hetero.prefill.engine import Slice, read_alone
 from hetero.prefill.llama_engine import LlamaEngine
 
 PROMPT = random_prompt(300)
@@ -34,7 +35,7 @@ def hand_over(path, kv, num_streams, chunk_tokens=128):
     try:
         run = engine.start(PROMPT)
         blob = StagingBlob(kv, len(PROMPT), num_streams)
-        for frame in run:
+        for frame in read_alone(engine, run):
             blob.place(frame)
         assert blob.is_complete
         return blob.blob, run.logits
@@ -119,18 +120,28 @@ def test_prompts_that_can_not_be_read_are_refused(engine):
 
 def test_logits_before_the_end_are_refused(engine):
     run = engine.start(PROMPT)
-    next(iter(run))
-    with pytest.raises(EngineError, match="need the run read to its end"):
+    next(read_alone(engine, run))
+    with pytest.raises(EngineError, match="need the prompt read to its end"):
         _ = run.logits
 
 
 def test_an_abandoned_run_leaves_the_engine_as_new(engine):
     whole = engine.start(PROMPT)
-    for _ in whole:
+    for _ in read_alone(engine, whole):
         pass
-    abandoned = iter(engine.start(PROMPT[::-1]))
+    abandoned = read_alone(engine, engine.start(PROMPT[::-1]))
     next(abandoned)
     abandoned.close()
     again = engine.start(PROMPT, want_rows=False)
-    assert list(again) == []
+    assert list(read_alone(engine, again)) == []
     np.testing.assert_array_equal(again.logits, whole.logits)
+
+
+def test_there_is_room_for_one_prompt_until_it_ends(engine):
+    assert engine.has_room(300)
+    run = engine.start(PROMPT)
+    assert not engine.has_room(1)
+    list(engine.read([Slice(run, 10)]))
+    assert not engine.has_room(1)
+    engine.end(run)
+    assert engine.has_room(300)

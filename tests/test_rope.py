@@ -48,7 +48,7 @@ def closed_form(rope, factors=None):
 
 def rotated(rope, values, *, first_position=0, factors=None):
     x = torch.from_numpy(np.array(values, np.float32))
-    apply_rope(x, rope_table(rope, factors, first_position, len(x), CPU))
+    apply_rope(x, rope_table(rope, factors, first_position, len(x), CPU), torch.arange(len(x)))
     return x.numpy()
 
 
@@ -155,6 +155,6 @@ def test_dims_beyond_the_rotary_ones_pass_through(kind):
 def test_half_precision_rounds_only_the_result(dtype):
     exact = torch.randn(100, 2, 64, generator=torch.manual_seed(0)).to(dtype)
     x = exact.clone()
-    apply_rope(x, rope_table(PLAIN, None, 0, 100, CPU))
+    apply_rope(x, rope_table(PLAIN, None, 0, 100, CPU), torch.arange(100))
     want = torch.from_numpy(rotated(PLAIN, exact.float().numpy())).to(dtype)
     assert torch.equal(x, want)

@@ -9,11 +9,22 @@ from llama_reference import random_prompt
 from tiny_models import write_tiny_model
 
 from hetero.errors import CodecError, ConfigError, EngineError, ModelError, PlanError
-from hetero.prefill import attention
-from hetero.prefill.torch_engine import TorchEngine
+from hetero.prefill.attention import SdpaAttention
+from hetero.prefill.engine import Slice, read_alone
+from hetero.prefill.torch_setup import TorchOptions, make_torch_engine
 
 PROMPT = random_prompt(48, vocab=300)
 NUM_LAYERS = 5
+
+
+def make(path, types=("f16", "f16"), **options):
+    return make_torch_engine(path, types, TorchOptions(**options))
+
+
+def read(engine, tokens, **options):
+    """The run, read to its end, and its frames."""
+    run = engine.start(tokens, **options)
+    return run, list(read_alone(engine, run))
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +41,14 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(path):
-    return TorchEngine(path, ("f16", "f16"), num_threads=1, chunk_tokens=20, frame_bytes=1000)
+    return make(path, num_threads=1, chunk_tokens=20, frame_bytes=1000)
 
 
 @pytest.fixture(scope="module")
 def whole(path):
     """K and V of PROMPT computed in one chunk: {kind: (layers, tokens, kv_heads, head_dim)}."""
-    engine = TorchEngine(path, ("f16", "f16"))
-    frames = list(engine.start(PROMPT))
+    engine = make(path)
+    _, frames = read(engine, PROMPT)
     assert [(f.kind, f.first_layer, f.end_layer) for f in frames] == [("k", 0, 5), ("v", 0, 5)]
     return {f.kind: row_values(f.rows, engine.layout) for f in frames}
 
@@ -53,10 +64,10 @@ schedules = {
 def test_frames_come_in_order_and_cover_every_row_once(
     path, types, num_tokens, chunk_tokens, frame_bytes
 ):
-    engine = TorchEngine(path, types, chunk_tokens=chunk_tokens, frame_bytes=frame_bytes)
+    engine = make(path, types, chunk_tokens=chunk_tokens, frame_bytes=frame_bytes)
     layout, keys = engine.layout, []
     times_seen = {kind: np.zeros((NUM_LAYERS, num_tokens), int) for kind in ("k", "v")}
-    for frame in engine.start(PROMPT[:num_tokens]):
+    for frame in read(engine, PROMPT[:num_tokens])[1]:
         layers, tokens = frame.end_layer - frame.first_layer, frame.end_token - frame.first_token
         assert frame.rows.shape == (layers, tokens, layout.row_bytes(frame.kind))
         assert frame.rows.nbytes <= frame_bytes or layers == tokens == 1
@@ -72,8 +83,8 @@ def test_frames_come_in_order_and_cover_every_row_once(
 @settings(max_examples=40)
 @given(**schedules)
 def test_rows_do_not_depend_on_the_schedule(path, whole, num_tokens, chunk_tokens, frame_bytes):
-    engine = TorchEngine(path, ("f16", "f16"), chunk_tokens=chunk_tokens, frame_bytes=frame_bytes)
-    for frame in engine.start(PROMPT[:num_tokens]):
+    engine = make(path, chunk_tokens=chunk_tokens, frame_bytes=frame_bytes)
+    for frame in read(engine, PROMPT[:num_tokens])[1]:
         have = row_values(frame.rows, engine.layout)
         tokens = slice(frame.first_token, frame.end_token)
         want = whole[frame.kind][frame.first_layer : frame.end_layer, tokens]
@@ -84,25 +95,27 @@ def test_rows_do_not_depend_on_the_schedule(path, whole, num_tokens, chunk_token
 def test_frames_leave_before_later_layers_are_computed(path, monkeypatch):
     calls = []
 
-    def counted(q, k, v):
-        calls.append(len(k))
-        return attention.sdpa(q, k, v)
+    def counted(self, q, k, v, plan):
+        calls.append(plan[-1].end)
+        return attend(self, q, k, v, plan)
 
-    monkeypatch.setattr(attention, "ATTENTIONS", {"counted": counted})
+    attend = SdpaAttention.__call__
+    monkeypatch.setattr(SdpaAttention, "__call__", counted)
     row_bytes = 2 * 64 * 2
-    engine = TorchEngine(
-        path, ("f16", "f16"), attention="counted", chunk_tokens=32, frame_bytes=2 * 32 * row_bytes
-    )
-    computed = [len(calls) for _ in engine.start(PROMPT)]
-    # Groups of two layers in the first chunk, of four in the second, shorter one; K, then V.
-    assert computed == [2, 2, 4, 4, 5, 5, 9, 9, 10, 10]
-    assert calls == [32] * 5 + [48] * 5
+    engine = make(path, chunk_tokens=32, frame_bytes=2 * 32 * row_bytes)
+    run = engine.start(PROMPT)
+    computed = [len(calls) for _ in read_alone(engine, run)]
+    # Groups of two layers in the first chunk, of four in the second, shorter one; K, then V. The
+    # last layer attends for the prompt's last token alone.
+    assert computed == [2, 2, 4, 4, 4, 4, 8, 8, 9, 9]
+    assert calls == [32] * 4 + [48] * 5
 
 
 def test_without_rows_the_logits_are_the_same_and_nothing_is_packed(engine):
-    with_rows, without = engine.start(PROMPT), engine.start(PROMPT, want_rows=False)
-    assert list(with_rows)
-    assert list(without) == []
+    with_rows, frames = read(engine, PROMPT)
+    without, no_frames = read(engine, PROMPT, want_rows=False)
+    assert frames
+    assert no_frames == []
     assert np.array_equal(with_rows.logits, without.logits)
     assert with_rows.logits.shape == (300,)
     assert with_rows.logits.dtype == np.float32
@@ -110,36 +123,33 @@ def test_without_rows_the_logits_are_the_same_and_nothing_is_packed(engine):
 
 
 def test_a_dropped_run_leaves_the_engine_ready(engine):
-    first = engine.start(PROMPT)
-    list(first)
-    dropped = engine.start(PROMPT[::-1])
-    next(iter(dropped))
+    first, _ = read(engine, PROMPT)
+    dropped = read_alone(engine, engine.start(PROMPT[::-1]))
+    next(dropped)
     del dropped
-    again = engine.start(PROMPT)
-    list(again)
+    again, _ = read(engine, PROMPT)
     assert np.array_equal(first.logits, again.logits)
 
 
 def test_logits_of_an_unfinished_run_are_refused(engine):
     run = engine.start(PROMPT)
-    next(iter(run))
-    with pytest.raises(EngineError, match="need the run read to its end before its logits"):
+    reading = read_alone(engine, run)
+    next(reading)
+    with pytest.raises(EngineError, match="need the prompt read to its end before its logits"):
         _ = run.logits
 
 
 def test_split_files_are_read_whole(tmp_path, path):
     options = {"num_layers": NUM_LAYERS, "hidden": 64, "ffn": 64, "vocab": 300}
     parts = write_tiny_model(tmp_path / "m.gguf", **options, split_max_tensors=10)
-    runs = [TorchEngine(source, ("f16", "f16")).start(PROMPT) for source in (parts, path)]
-    for run in runs:
-        list(run)
-    assert np.array_equal(runs[0].logits, runs[1].logits)
+    of_parts, of_whole = (read(make(source), PROMPT)[0] for source in (parts, path))
+    assert np.array_equal(of_parts.logits, of_whole.logits)
 
 
 def test_num_threads_is_torchs(path):
     before = torch.get_num_threads()
     try:
-        TorchEngine(path, ("f16", "f16"), num_threads=2)
+        make(path, num_threads=2)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -147,13 +157,13 @@ def test_num_threads_is_torchs(path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_weights_and_cache_are_of_the_chosen_type(path, dtype):
-    engine = TorchEngine(path, ("f16", "f16"), dtype=dtype)
+    engine = make(path, dtype=dtype)
     assert engine.dtype == getattr(torch, dtype)
 
 
 def test_prompt_as_long_as_the_context_is_read(engine):
     prompt = random_prompt(50, vocab=300)
-    list(run := engine.start(prompt))
+    run, _ = read(engine, prompt)
     assert np.isfinite(run.logits).all()
     with pytest.raises(PlanError, match="need a context of 51 tokens, have 50"):
         engine.start([*prompt, 3])
@@ -178,7 +188,9 @@ def test_bad_prompts_are_refused(engine, tokens, message):
         ({"chunk_tokens": 0}, "chunk_tokens: need 1 or more, have 0"),
         ({"frame_bytes": -5}, "frame_bytes: need 1 or more, have -5"),
         ({"num_threads": 0}, "num_threads: need 1 or more, have 0"),
-        ({"attention": "triton9"}, "attention 'triton9': need one of sdpa"),
+        ({"attention": "flash9"}, "attention 'flash9': need one of auto, sdpa, triton"),
+        ({"residency": "cloud"}, "residency 'cloud': need one of auto, resident, quantized, str"),
+        ({"residency": "quantized"}, "residency quantized: needs --attention triton"),
         ({"device": "tpu"}, "device 'tpu': need cpu or cuda"),
         ({"device": "meta"}, "device 'meta': need cpu or cuda"),
         ({"dtype": "int8"}, "dtype 'int8': need one of float32, bfloat16, float16"),
@@ -186,30 +198,30 @@ def test_bad_prompts_are_refused(engine, tokens, message):
 )
 def test_bad_options_are_refused(path, options, message):
     with pytest.raises(ConfigError, match=message):
-        TorchEngine(path, ("f16", "f16"), **options)
+        make(path, **options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_missing_gpu_is_said(path):
     with pytest.raises(ConfigError, match="device 'cuda': need a GPU and torch built for CUDA"):
-        TorchEngine(path, ("f16", "f16"), device="cuda")
+        make(path, device="cuda")
 
 
 def test_unknown_cache_type_is_refused(path):
     with pytest.raises(ConfigError, match="KV type 'q9_0': need one of f16"):
-        TorchEngine(path, ("f16", "q9_0"))
+        make(path, ("f16", "q9_0"))
 
 
 def test_unsupported_architecture_points_to_llama(tmp_path):
     path = write_tiny_model(tmp_path / "moe.gguf", architecture="qwen3moe")
     with pytest.raises(ModelError, match=r"architecture 'qwen3moe'.*: use --prefill llama"):
-        TorchEngine(path, ("f16", "f16"))
+        make(path)
 
 
 @pytest.mark.parametrize(
     ("norm", "error", "message"),
     [
-        ("attn_norm", CodecError, "k rows: need finite values"),
+        ("attn_norm", CodecError, "k rows of layer 0: need finite values"),
         ("ffn_norm", EngineError, "logits: need finite values.*float16.*use bfloat16 or float32"),
     ],
 )
@@ -221,4 +233,4 @@ def test_overflow_is_an_error_not_a_poisoned_cache(tmp_path, norm, error, messag
     tensor.data[:] = 1e5
     reader.data.flush()
     with pytest.raises(error, match=message):
-        list(TorchEngine(path, ("f16", "f16"), dtype="float16").start(PROMPT))
+        read(make(path, dtype="float16"), PROMPT)

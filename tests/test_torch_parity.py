@@ -12,7 +12,8 @@ from llama_reference import Reference, random_prompt
 from model_cases import MODELS, write_model
 
 from hetero.kv.staging import StagingBlob
-from hetero.prefill.torch_engine import TorchEngine
+from hetero.prefill.engine import read_alone
+from hetero.prefill.torch_setup import TorchOptions, make_torch_engine
 
 PROMPT = random_prompt(300)
 
@@ -33,9 +34,9 @@ class Case:
 
 def prefill(path, types=("f16", "f16"), prompt=PROMPT, **options):
     """The engine, its logits and its frames."""
-    engine = TorchEngine(path, types, num_threads=1, **options)
+    engine = make_torch_engine(path, types, TorchOptions(num_threads=1, **options))
     run = engine.start(prompt)
-    frames = list(run)
+    frames = list(read_alone(engine, run))
     return engine, run.logits, frames
 
 

@@ -9,7 +9,8 @@ from tiny_models import write_tiny_model
 from hetero.errors import ModelError
 from hetero.model.gguf_file import GGUFFile
 from hetero.model.spec import gguf_to_spec
-from hetero.prefill.torch_weights import check_supported, load_weights
+from hetero.prefill.torch_weights import check_supported
+from hetero.prefill.weight_loading import WeightLoader
 
 CPU = torch.device("cpu")
 
@@ -20,7 +21,7 @@ def tiny(tmp_path_factory):
 
 
 def load(file, dtype=torch.float32):
-    return load_weights(file, gguf_to_spec(file), dtype, CPU)
+    return WeightLoader(file, gguf_to_spec(file), dtype, CPU).load()
 
 
 def with_tensors(path, **changes):
@@ -44,33 +45,33 @@ def test_every_weight_is_dequantized_into_its_place(tmp_path, weight_type, dtype
     }
     weights = load(GGUFFile.open(path), dtype)
     have = {
-        "token_embd.weight": weights.embedding_VE,
+        "token_embd.weight": weights.embedding.weight_VE,
         "output_norm.weight": weights.output_norm_E,
-        "output.weight": weights.output.weight_OI,
+        "output.weight": weights.output.weight_VE,
     }
-    for index, layer in enumerate(weights.layers):
-        linears = {
-            "attn_q": layer.q,
-            "attn_k": layer.k,
-            "attn_v": layer.v,
-            "attn_output": layer.attention_output,
-            "ffn_gate": layer.gate,
-            "ffn_up": layer.up,
-            "ffn_down": layer.down,
+    for index, layer in enumerate(weights.layers.layers()):
+        fused = {
+            "qkv": (layer.qkv, ["attn_q", "attn_k", "attn_v"]),
+            "attention_output": (layer.attention_output, ["attn_output"]),
+            "gate_up": (layer.gate_up, ["ffn_gate", "ffn_up"]),
+            "down": (layer.down, ["ffn_down"]),
         }
         have[f"blk.{index}.attn_norm.weight"] = layer.attention_norm_E
         have[f"blk.{index}.ffn_norm.weight"] = layer.ffn_norm_E
-        for name, linear in linears.items():
-            have[f"blk.{index}.{name}.weight"] = linear.weight_OI
+        for linear, names in fused.values():
+            sizes = [len(want[f"blk.{index}.{name}.weight"]) for name in names]
+            for name, part in zip(names, linear.weight_OI.split(sizes), strict=True):
+                have[f"blk.{index}.{name}.weight"] = part
             if linear.bias_O is not None:
-                have[f"blk.{index}.{name}.bias"] = linear.bias_O
+                for name, part in zip(names, linear.bias_O.split(sizes), strict=True):
+                    have[f"blk.{index}.{name}.bias"] = part
     assert have.keys() == want.keys()
     assert all(torch.equal(have[name], want[name]) for name in want)
 
 
 def test_tied_output_shares_the_embeddings_memory(tiny):
     weights = load(GGUFFile.open(tiny))
-    assert weights.output.weight_OI.data_ptr() == weights.embedding_VE.data_ptr()
+    assert weights.output.weight_VE.data_ptr() == weights.embedding.weight_VE.data_ptr()
 
 
 def test_missing_tensor_is_named(tiny):

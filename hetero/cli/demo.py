@@ -34,6 +34,7 @@ def demo(as_json: AsJson = False) -> None:
     from hetero.launch.local import LocalCluster, LocalPlan
     from hetero.launch.router_client import complete
     from hetero.model.demo import DEMO_MODEL_PATH, recall_prompt
+    from hetero.serve.config import DEFAULT_CHUNK_TOKENS
 
     task = recall_prompt(_NUM_PAIRS, _SEED)
     prompt = prompt_tokens(DEMO_MODEL_PATH, task.content, chat=True)
@@ -61,7 +62,7 @@ def demo(as_json: AsJson = False) -> None:
         max_tokens=_MAX_TOKENS,
         kv_k=plan.kv_k,
         kv_v=plan.kv_v,
-        chunk_tokens=plan.chunk_tokens,
+        chunk_tokens=DEFAULT_CHUNK_TOKENS,
         num_threads=num_usable_cores(),
     )
     match = completion.tokens == reference and completion.text.strip() == task.answer

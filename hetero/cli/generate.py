@@ -43,7 +43,12 @@ def generate(
     attention: Attention = AttentionKernel.AUTO,
     kv_k: KType = "q8_0",
     kv_v: VType = "q8_0",
-    chunk: Annotated[int, typer.Option(min=1, help="Prompt tokens read at a time.")] = 512,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Prompt tokens read at a time.  [default: 512; torch on a GPU: measured]"
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option("--temp", min=0, max=2, help="0: greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Threads = None,
@@ -64,6 +69,7 @@ def generate(
         spec,
         kv_k=kv_k,
         kv_v=kv_v,
+        prefill=prefill,
         attention=attention,
         num_decode=1,
         slots=1,

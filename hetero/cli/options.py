@@ -43,6 +43,22 @@ Threads = Annotated[
 ]
 
 
+def _check_triton() -> None:
+    """Raises: ConfigError if Triton can't run here, with the reason."""
+    try:
+        import torch
+
+        from hetero.prefill.triton_support import triton_problem
+    except ImportError as error:
+        raise ConfigError(
+            f"attention triton: need the torch package, have none ({error}): "
+            "pip install 'hetero[torch]'"
+        ) from None
+    problem = triton_problem(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if problem is not None:
+        raise ConfigError(f"attention triton: {problem}; or use --attention sdpa")
+
+
 def open_model(name: str) -> "tuple[Path, ModelSpec]":
     """The model's file, the first part of a split one, and what it is.
 
@@ -61,6 +77,7 @@ def check_plan(
     *,
     kv_k: str,
     kv_v: str,
+    prefill: Engine,
     attention: AttentionKernel,
     num_decode: int,
     slots: int,
@@ -73,8 +90,12 @@ def check_plan(
     from hetero.decode.memory import check_memory
     from hetero.kv.layout import kv_layout
 
+    if attention is not AttentionKernel.AUTO and prefill is Engine.LLAMA:
+        raise ConfigError(
+            f"attention {attention}: llama.cpp computes its own; use --prefill torch, or leave it"
+        )
     if attention is AttentionKernel.TRITON:
-        raise ConfigError("attention triton: comes with GPU prefill; use --attention sdpa")
+        _check_triton()
     if context_tokens > spec.context_length:
         raise ConfigError(
             f"context: need at most the {spec.context_length} tokens the model was trained for, "

@@ -63,6 +63,7 @@ def up(
         spec,
         kv_k=kv_k,
         kv_v=kv_v,
+        prefill=prefill,
         attention=attention,
         num_decode=decode_nodes,
         slots=slots,

@@ -33,7 +33,7 @@ from hetero.launch.run_directory import (
     write_state,
 )
 from hetero.launch.supervisor import Command, GaveUp, Ready, Supervisor
-from hetero.serve.config import DecodeConfig, PrefillConfig, RouterConfig
+from hetero.serve.config import DEFAULT_CHUNK_TOKENS, DecodeConfig, PrefillConfig, RouterConfig
 
 # A node between two steps of a long prompt answers its signal within seconds.
 GRACE_S = 10.0
@@ -62,7 +62,7 @@ class LocalPlan:
     kv_v: str = "q8_0"
     prefill: str = "auto"
     attention: str = "auto"
-    chunk_tokens: int = 512
+    chunk_tokens: int | None = None  # the nodes' own choice
     threads: int | None = None
     temporary: bool = False  # leaves no directory, unless it fails: then its logs stay for a while
 
@@ -261,7 +261,7 @@ def _decode_config(plan: LocalPlan, name: str, control: str, num_threads: int) -
         context_tokens=plan.context_tokens,
         slots=plan.slots,
         threads=num_threads,
-        chunk_tokens=plan.chunk_tokens,
+        chunk_tokens=plan.chunk_tokens or DEFAULT_CHUNK_TOKENS,
     )
 
 

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from hetero.errors import ConfigError, EngineError, PlanError
+from hetero.errors import ConfigError, PlanError
 from hetero.kv.layout import KVLayout
 from hetero.kv.probe import probe_state_format
 from hetero.kv.rows import Kind, RowFrame
@@ -20,13 +19,14 @@ from hetero.kv.types import kv_type
 from hetero.llama.batch import Batch
 from hetero.llama.context import Context, ContextConfig
 from hetero.llama.model import Model
+from hetero.prefill.engine import PrefillRun, Slice
 from hetero.prefill.frame_plan import layer_groups, token_ranges
 
 _PROMPT, _SCRATCH = 0, 1
 
 
 class LlamaEngine:
-    """One context, one prompt at a time."""
+    """A `PrefillEngine` of one context, one prompt at a time."""
 
     name = "llama"
     attention = "llama"
@@ -61,13 +61,18 @@ class LlamaEngine:
         )
         self.max_prompt_tokens = context_tokens
         self.batch = Batch(chunk_tokens)
+        self._run: PrefillRun | None = None
         probe_state_format(self._model, self.context, layout)
 
     def close(self) -> None:
         self.context.close()
         self._model.close()
 
-    def start(self, tokens: Sequence[int], *, want_rows: bool = True) -> "LlamaRun":
+    def has_room(self, num_tokens: int) -> bool:
+        """One prompt at a time: beside another's cells its attention would round differently."""
+        return self._run is None
+
+    def start(self, tokens: Sequence[int], *, want_rows: bool = True) -> PrefillRun:
         if not tokens:
             raise ConfigError("prompt: need at least one token, have none")
         if len(tokens) > self.max_prompt_tokens:
@@ -78,56 +83,48 @@ class LlamaEngine:
         num_known = self._model.vocab.num_tokens
         if max(tokens) >= num_known or min(tokens) < 0:
             raise ConfigError(f"prompt: need token ids below {num_known}, have {max(tokens)}")
-        return LlamaRun(self, tokens, want_rows)
+        assert self._run is None, "start() without room"
+        self._run = PrefillRun(tokens=tokens, want_rows=want_rows)
+        return self._run
 
+    def end(self, run: PrefillRun) -> None:
+        self.context.remove_sequence(_PROMPT)
+        self._run = None
 
-class LlamaRun:
-    """A prompt being read by llama.cpp; see `PrefillRun`."""
+    def read(self, slices: Sequence[Slice]) -> Iterator[tuple[PrefillRun, RowFrame]]:
+        (piece,) = slices  # there is room for one run
+        run, first = piece.run, piece.run.num_read
+        end = first + piece.num_tokens
+        is_last = end == len(run.tokens)
+        self.batch.set_prompt(run.tokens[first:end], first, _PROMPT, want_last=is_last)
+        self.context.decode(self.batch)
+        if run.want_rows:
+            for frame in self._export(run, first, end):
+                yield run, frame
+        if is_last:
+            run.last_logits = self.context.logits(1)[0].copy()
+        run.num_read = end
+        run.num_chunks += 1
 
-    def __init__(self, engine: LlamaEngine, tokens: Sequence[int], want_rows: bool) -> None:
-        self.pack_s = 0.0  # llama.cpp packs as it computes; here only the export is counted
-        self._engine = engine
-        self._tokens = tokens
-        self._want_rows = want_rows
-        self._logits: npt.NDArray[np.float32] | None = None
+    def _export(self, run: PrefillRun, first: int, end: int) -> Iterator[RowFrame]:
+        """The chunk's rows, as frames of as many layers as `frame_bytes` holds.
 
-    @property
-    def logits(self) -> npt.NDArray[np.float32]:
-        if self._logits is None:
-            raise EngineError("prefill: need the run read to its end before its logits")
-        return self._logits
-
-    def __iter__(self) -> Iterator[RowFrame]:
-        context, batch = self._engine.context, self._engine.batch
-        context.remove_sequence(_PROMPT)
-        try:
-            for first in range(0, len(self._tokens), self._engine.chunk_tokens):
-                chunk = self._tokens[first : first + self._engine.chunk_tokens]
-                end = first + len(chunk)
-                batch.set_prompt(chunk, first, _PROMPT, want_last=end == len(self._tokens))
-                context.decode(batch)
-                if self._want_rows:
-                    yield from self._export(first, end)
-            self._logits = context.logits(1)[0].copy()
-        finally:
-            context.remove_sequence(_PROMPT)
-
-    def _export(self, first: int, end: int) -> Iterator[RowFrame]:
-        """The chunk's rows, as frames of as many layers as `frame_bytes` holds."""
+        llama.cpp packs as it computes; only the export is counted as packing.
+        """
         started = time.perf_counter()
-        context, layout = self._engine.context, self._engine.layout
+        context, layout = self.context, self.layout
         context.copy_sequence(_PROMPT, _SCRATCH, first, end)
         blob = context.export_sequence(_SCRATCH)
         context.remove_sequence(_SCRATCH)
         state = read_state(blob, layout, range(first, end))
-        self.pack_s += time.perf_counter() - started
+        run.pack_s += time.perf_counter() - started
 
         kinds: tuple[Kind, Kind] = ("k", "v")
-        for layers in layer_groups(layout, end - first, self._engine.frame_bytes):
+        for layers in layer_groups(layout, end - first, self.frame_bytes):
             for kind in kinds:
                 row_bytes = len(layers) * layout.row_bytes(kind)
                 rows = [state.rows(blob, kind, layer) for layer in layers]
-                for tokens in token_ranges(first, end, row_bytes, self._engine.frame_bytes):
+                for tokens in token_ranges(first, end, row_bytes, self.frame_bytes):
                     part = slice(tokens.start - first, tokens.stop - first)
                     yield RowFrame(
                         kind=kind,

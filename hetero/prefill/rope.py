@@ -1,6 +1,6 @@
 """Rotary position embedding, with the angles that llama.cpp's CPU kernels compute.
 
-Axes: T tokens, H heads, D head_dim, R rotated pairs (rope.dim / 2).
+Axes: T tokens, P positions, H heads, D head_dim, R rotated pairs (rope.dim / 2).
 
 The decode node rotates its queries in llama.cpp, so keys must have turned by the same angles. ggml
 multiplies float32 angles up from pair to pair; at position 100,000 that is 0.01 radians away from
@@ -22,12 +22,13 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class RopeTable:
-    """Cosines and sines for consecutive positions, and which dims of a head make a pair."""
+    """Cosines and sines (float32) by position, and which dims of a head make a pair: neighbours,
+    or the two halves. Dims after `dim` belong to no pair."""
 
-    cos_T1R: torch.Tensor
-    sin_T1R: torch.Tensor
-    first: slice
-    second: slice
+    cos_PR: torch.Tensor
+    sin_PR: torch.Tensor
+    dim: int
+    is_adjacent: bool
 
 
 def rope_table(
@@ -38,24 +39,26 @@ def rope_table(
     device: torch.device,
 ) -> RopeTable:
     """`factors_R` divide the frequencies: the llama3 scaling that files carry as a tensor."""
-    angles_TR = rope_angles(rope, factors_R, first_position, num_positions)
+    angles_PR = rope_angles(rope, factors_R, first_position, num_positions)
     magnitude = np.float32(rope.magnitude)
-    # "norm" pairs neighbours, "neox" the two halves. Dims after rope.dim belong to no pair.
-    pairs = rope.dim // 2
-    adjacent = rope.kind == "norm"
     return RopeTable(
-        cos_T1R=torch.from_numpy(np.cos(angles_TR) * magnitude)[:, None].to(device),
-        sin_T1R=torch.from_numpy(np.sin(angles_TR) * magnitude)[:, None].to(device),
-        first=slice(0, rope.dim, 2) if adjacent else slice(0, pairs),
-        second=slice(1, rope.dim, 2) if adjacent else slice(pairs, rope.dim),
+        cos_PR=torch.from_numpy(np.cos(angles_PR) * magnitude).to(device),
+        sin_PR=torch.from_numpy(np.sin(angles_PR) * magnitude).to(device),
+        dim=rope.dim,
+        is_adjacent=rope.kind == "norm",
     )
 
 
-def apply_rope(x_THD: torch.Tensor, table: RopeTable) -> None:
+def apply_rope(x_THD: torch.Tensor, table: RopeTable, positions_T: torch.Tensor) -> None:
     """Rotate each head in place, computing in float32 whatever its type."""
-    a_THR, b_THR = x_THD[..., table.first], x_THD[..., table.second]
-    rotated_a_THR = a_THR * table.cos_T1R - b_THR * table.sin_T1R
-    b_THR.copy_(a_THR * table.sin_T1R + b_THR * table.cos_T1R)
+    pairs = table.dim // 2
+    if table.is_adjacent:
+        a_THR, b_THR = x_THD[..., 0 : table.dim : 2], x_THD[..., 1 : table.dim : 2]
+    else:
+        a_THR, b_THR = x_THD[..., :pairs], x_THD[..., pairs : table.dim]
+    cos_T1R, sin_T1R = table.cos_PR[positions_T, None], table.sin_PR[positions_T, None]
+    rotated_a_THR = a_THR * cos_T1R - b_THR * sin_T1R
+    b_THR.copy_(a_THR * sin_T1R + b_THR * cos_T1R)
     a_THR.copy_(rotated_a_THR)
 
 

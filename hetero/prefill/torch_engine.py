@@ -1,87 +1,87 @@
-"""The torch prefill engine: a prompt in, packed cache rows out while later layers still compute."""
+"""The torch prefill engine: slices of prompts in, packed rows out while later layers compute."""
 
-import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from hetero.errors import ConfigError, EngineError, PlanError
-from hetero.kv.layout import kv_layout
-from hetero.kv.rows import Kind, RowFrame, pack_rows
-from hetero.model.gguf_file import GGUFFile
-from hetero.model.spec import gguf_to_spec
-from hetero.prefill.attention import attention_named
+from hetero.errors import CodecError, ConfigError, EngineError, PlanError
+from hetero.kv.layout import KVLayout
+from hetero.kv.rows import Kind, RowFrame
+from hetero.prefill.attention import Attention
+from hetero.prefill.batch import Batch, make_batch
+from hetero.prefill.engine import PrefillRun, Slice
 from hetero.prefill.frame_plan import layer_groups, token_ranges
-from hetero.prefill.torch_model import PromptCache, TorchModel
-from hetero.prefill.torch_weights import check_supported, load_weights
-
-DEFAULT_CHUNK_TOKENS = 512
+from hetero.prefill.kv_pool import KVPool
+from hetero.prefill.packing import PackedRows, Packer
+from hetero.prefill.span import Span
+from hetero.prefill.torch_model import TorchModel
 
 # At 10 Gbit/s 1.7 ms of wire: the last frame is what the client waits for, and smaller ones would
 # spend more on headers and wake-ups than they save.
 DEFAULT_FRAME_BYTES = 2 * 2**20
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Layer groups launched before the rows of the first are waited for: the GPU computes the one while
+# the other's rows are copied and handed out.
+_GROUPS_AHEAD = 2
+
+
+@dataclass(eq=False, kw_only=True)
+class TorchRun(PrefillRun):
+    """Its KV lies in the engine's pool from `cell` on."""
+
+    cell: int
+
+
+@dataclass(slots=True)
+class _Group:
+    """Packed rows of a few layers, on their way to host memory."""
+
+    layers: range
+    parts: list[tuple[TorchRun, range, Kind, PackedRows]] = field(default_factory=list)
+
+    def is_ready(self) -> bool:
+        return all(rows.is_ready() for *_, rows in self.parts)
 
 
 class TorchEngine:
-    """A `PrefillEngine`. Holds the weights; each prompt's KV lives in its run."""
+    """A `PrefillEngine`. Holds the weights and the pool; `torch_setup` makes one."""
 
     name = "torch"
 
     def __init__(
         self,
-        path: Path | str,
-        layout_types: tuple[str, str],
+        model: TorchModel,
+        pool: KVPool,
+        packer: Packer,
+        attention: Attention,
+        layout: KVLayout,
         *,
-        device: str = "cpu",
-        dtype: str | None = None,
-        attention: str = "sdpa",
-        chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
+        vocab_size: int,
+        context_tokens: int,
+        chunk_tokens: int,
         frame_bytes: int = DEFAULT_FRAME_BYTES,
-        num_threads: int | None = None,
     ) -> None:
-        """`layout_types`: K and V cache types of the receiver. `num_threads` is process-wide.
-
-        `dtype` is the type of weights, activations and KV: float32 on a CPU; on CUDA bfloat16,
-        even for float16 files, because activations of some models overflow float16.
-        Raises: ConfigError for options, ModelError for the file.
-        """
-        sizes = {"chunk_tokens": chunk_tokens, "frame_bytes": frame_bytes}
-        for option, value in (sizes | {"num_threads": num_threads}).items():
-            if value is not None and value < 1:
-                raise ConfigError(f"{option}: need 1 or more, have {value}")
-        attend = attention_named(attention)
-        torch_device = _device(device)
-        self.dtype = _dtype(dtype or ("float32" if torch_device.type == "cpu" else "bfloat16"))
-        file = GGUFFile.open(path)
-        spec = gguf_to_spec(file)
-        check_supported(spec)
-        k_type, v_type = layout_types
-        self.layout = kv_layout(
-            num_layers=spec.num_layers,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim_k=spec.head_dim_k,
-            head_dim_v=spec.head_dim_v,
-            k_type=k_type,
-            v_type=v_type,
-        )
-        self.attention = attention
-        self.max_prompt_tokens = spec.context_length
+        self.attention = attention.name
+        self.layout = layout
+        self.max_prompt_tokens = context_tokens
         self.chunk_tokens = chunk_tokens
         self.frame_bytes = frame_bytes
-        self._vocab_size = spec.vocab_size
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
-        weights = load_weights(file, spec, self.dtype, torch_device)
-        self._model: TorchModel | None = TorchModel(spec, weights, attend)
+        self.dtype = pool.k_LCGD.dtype
+        self._device = pool.k_LCGD.device
+        self._model = model
+        self._pool = pool
+        self._packer = packer
+        self._attention = attention
+        self._vocab_size = vocab_size
 
-    def start(self, tokens: Sequence[int], *, want_rows: bool = True) -> "TorchRun":
+    def has_room(self, num_tokens: int) -> bool:
+        return self._pool.has_room(num_tokens)
+
+    def start(self, tokens: Sequence[int], *, want_rows: bool = True) -> TorchRun:
         """Raises: ConfigError for tokens the model does not have, PlanError for too many."""
-        assert self._model is not None, "start() after close()"
         if not tokens:
             raise ConfigError("prompt: need at least 1 token, have none")
         if len(tokens) > self.max_prompt_tokens:
@@ -94,91 +94,137 @@ class TorchEngine:
                 raise ConfigError(
                     f"prompt: need token ids from 0 to {self._vocab_size - 1}, have {token}"
                 )
-        return TorchRun(self, self._model, tokens, want_rows)
+        return TorchRun(tokens=tokens, want_rows=want_rows, cell=self._pool.reserve(len(tokens)))
+
+    def end(self, run: PrefillRun) -> None:
+        assert isinstance(run, TorchRun)
+        self._pool.free(run.cell)
 
     def close(self) -> None:
-        """Let go of the weights."""
-        self._model = None
+        """Let go of weights and pool."""
+        del self._model, self._pool
 
+    def read(self, slices: Sequence[Slice]) -> Iterator[tuple[PrefillRun, RowFrame]]:
+        """See `PrefillEngine`. If memory runs out, the largest slice's run fails, and the others
+        are read without it; what was handed out of them is not handed out again."""
+        reading = list(slices)
+        num_layers_out = 0
+        while reading:
+            try:
+                for layers, frames in self._read(reading, num_layers_out):
+                    yield from frames
+                    num_layers_out = layers.stop
+                return
+            except torch.OutOfMemoryError as error:
+                largest = max(reading, key=lambda piece: piece.num_tokens)
+                largest.run.error = self._out_of_memory(largest, error)
+                reading.remove(largest)
+            # After the except clause: the exception held the frames that hold the tensors.
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
 
-class TorchRun:
-    """A `PrefillRun`: the layer loop as a generator."""
+    def _read(
+        self, slices: Sequence[Slice], num_layers_out: int
+    ) -> Iterator[tuple[range, Iterator[tuple[PrefillRun, RowFrame]]]]:
+        """The groups of one step, each with its frames, from layer `num_layers_out` on."""
+        runs, batch = self._batch(slices)
+        groups: deque[_Group] = deque()
+        steps = self._model.layers(batch, self._pool)
+        logits_NV = None
+        for layers in layer_groups(self.layout, batch.num_tokens, self.frame_bytes):
+            for _ in layers:
+                logits_NV = next(steps)
+            if layers.start >= num_layers_out:
+                groups.append(self._pack(layers, runs, batch))
+            while groups and (len(groups) >= _GROUPS_AHEAD or groups[0].is_ready()):
+                group = groups.popleft()
+                yield group.layers, self._frames(group)
+        for group in groups:
+            yield group.layers, self._frames(group)
+        self._finish(runs, batch, logits_NV)
 
-    def __init__(
-        self, engine: TorchEngine, model: TorchModel, tokens: Sequence[int], want_rows: bool
-    ) -> None:
-        self.pack_s = 0.0
-        self._engine = engine
-        self._model = model
-        self._tokens = tokens
-        self._want_rows = want_rows
-        self._logits: npt.NDArray[np.float32] | None = None
+    def _batch(self, slices: Sequence[Slice]) -> tuple[list[TorchRun], Batch]:
+        runs: list[TorchRun] = []
+        spans, tokens = [], []
+        for piece in slices:
+            run = piece.run
+            assert isinstance(run, TorchRun)  # of this engine
+            end = run.num_read + piece.num_tokens
+            runs.append(run)
+            spans.append(Span(cell=run.cell, first=run.num_read, end=end))
+            tokens.append(run.tokens[run.num_read : end])
+        is_last = [span.end == len(run.tokens) for run, span in zip(runs, spans, strict=True)]
+        return runs, make_batch(spans, tokens, is_last, self._attention, self._device)
 
-    def __iter__(self) -> Iterator[RowFrame]:
-        engine, model, tokens = self._engine, self._model, self._tokens
-        cache = model.new_cache(len(tokens))
-        for first in range(0, len(tokens), engine.chunk_tokens):
-            chunk = model.embed(tokens[first : first + engine.chunk_tokens], first)
-            num_tokens = chunk.end - chunk.first
-            for layers in layer_groups(engine.layout, num_tokens, engine.frame_bytes):
-                for layer in layers:
-                    model.run_layer(layer, chunk, cache)
-                if self._want_rows:
-                    yield from self._frames(cache, layers, chunk.first, chunk.end)
-        logits = model.last_logits(chunk)
-        if not np.isfinite(logits).all():
-            raise EngineError(
-                f"logits: need finite values, have inf or nan computing in {engine.dtype}: "
-                "use bfloat16 or float32"
-            )
-        self._logits = logits
+    def _pack(self, layers: range, runs: Sequence[TorchRun], batch: Batch) -> _Group:
+        group = _Group(layers)
+        pool = self._pool
+        kinds: tuple[tuple[Kind, torch.Tensor], ...] = (("k", pool.k_LCGD), ("v", pool.v_LCGD))
+        for run, span in zip(runs, batch.spans, strict=True):
+            if not run.want_rows or run.error is not None:
+                continue
+            cells = slice(span.cell + span.first, span.cell + span.end)
+            try:
+                for kind, pool_LCGD in kinds:
+                    values_LTGD = pool_LCGD[layers.start : layers.stop, cells]
+                    rows = self._packer.pack(values_LTGD, kind, layers.start)
+                    group.parts.append((run, range(span.first, span.end), kind, rows))
+            except CodecError as error:
+                run.error = error
+        return group
 
-    @property
-    def logits(self) -> npt.NDArray[np.float32]:
-        if self._logits is None:
-            raise EngineError("prefill: need the run read to its end before its logits")
-        return self._logits
-
-    def _frames(
-        self, cache: PromptCache, layers: range, first: int, end: int
-    ) -> Iterator[RowFrame]:
-        layout = self._engine.layout
-        kinds: tuple[tuple[Kind, torch.Tensor], ...] = (("k", cache.k_LPGD), ("v", cache.v_LPGD))
-        for kind, cache_LPGD in kinds:
-            token_bytes = len(layers) * layout.row_bytes(kind)
-            for tokens in token_ranges(first, end, token_bytes, self._engine.frame_bytes):
-                values_LTGD = cache_LPGD[layers.start : layers.stop, tokens.start : tokens.stop]
-                values = values_LTGD.to("cpu", torch.float32).numpy()
-                started = time.perf_counter()
-                rows = pack_rows(values, kind, layout)
-                self.pack_s += time.perf_counter() - started
-                yield RowFrame(
-                    kind=kind,
-                    first_layer=layers.start,
-                    end_layer=layers.stop,
-                    first_token=tokens.start,
-                    end_token=tokens.stop,
-                    rows=rows,
+    def _frames(self, group: _Group) -> Iterator[tuple[PrefillRun, RowFrame]]:
+        """Cut where a frame can't hold it all; a run whose rows are not finite ends here."""
+        layers = group.layers
+        for run, span, kind, packed in group.parts:
+            if run.error is not None:
+                continue
+            try:
+                rows = packed.rows()
+            except CodecError as error:
+                run.error = error
+                continue
+            run.pack_s += packed.seconds()
+            token_bytes = len(layers) * self.layout.row_bytes(kind)
+            for tokens in token_ranges(span.start, span.stop, token_bytes, self.frame_bytes):
+                yield (
+                    run,
+                    RowFrame(
+                        kind=kind,
+                        first_layer=layers.start,
+                        end_layer=layers.stop,
+                        first_token=tokens.start,
+                        end_token=tokens.stop,
+                        rows=rows[:, tokens.start - span.start : tokens.stop - span.start],
+                    ),
                 )
 
+    def _finish(
+        self, runs: Sequence[TorchRun], batch: Batch, logits_NV: torch.Tensor | None
+    ) -> None:
+        """Account for what is read now; only the last rows of logits leave the device."""
+        ended = []
+        for run, span in zip(runs, batch.spans, strict=True):
+            run.num_read = span.end
+            run.num_chunks += 1
+            if span.end == len(run.tokens):
+                ended.append(run)
+        if logits_NV is None:
+            return
+        for run, logits in zip(ended, logits_NV.cpu().numpy(), strict=True):
+            if run.error is None and not np.isfinite(logits).all():
+                run.error = EngineError(
+                    f"logits: need finite values, have inf or nan computing in {self.dtype}: "
+                    "use bfloat16 or float32"
+                )
+            run.last_logits = logits
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r}: need cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device {name!r}: need a GPU and torch built for CUDA, have torch {torch.__version__} "
-            "that finds none: use device cpu, or --prefill llama"
+    def _out_of_memory(self, piece: Slice, error: torch.OutOfMemoryError) -> EngineError:
+        have = "none"
+        if self._device.type == "cuda":
+            have = f"{torch.cuda.mem_get_info(self._device)[0] / 2**20:.0f} MiB"
+        return EngineError(
+            f"GPU memory: need more for {piece.num_tokens} tokens of a prompt, have {have} left "
+            f"({str(error).split('.')[0].lower()}): another program may have taken it; try again, "
+            "or use a smaller --chunk"
         )
-    return device
-
-
-def _dtype(name: str) -> torch.dtype:
-    try:
-        return DTYPES[name]
-    except KeyError:
-        raise ConfigError(f"dtype {name!r}: need one of {', '.join(DTYPES)}") from None

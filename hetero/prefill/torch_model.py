@@ -1,104 +1,99 @@
-"""The transformer of llama, qwen2 and qwen3 models in torch, one layer of one chunk at a time.
+"""The transformer of llama, qwen2 and qwen3 models in torch: a batch through it, layer by layer.
 
-It knows neither frames nor packing: the engine drives it and reads the cache between layers.
+It knows neither frames nor packing: the engine drives it and reads the KV pool between layers.
 
-Axes: T the chunk's tokens, P all tokens up to the chunk's last, E hidden, H query heads,
-G KV heads, D head_dim, L layers, V vocabulary.
+Axes: T the batch's tokens, N prompts that end in it, E hidden, H query heads, G KV heads,
+D head_dim, C cells, L layers, V vocabulary.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from hetero.model.spec import ModelSpec
 from hetero.prefill.attention import Attention
-from hetero.prefill.rope import RopeTable, apply_rope, rope_table
+from hetero.prefill.batch import Batch
+from hetero.prefill.kv_pool import KVPool
+from hetero.prefill.ops import Heads, Ops
+from hetero.prefill.rope import RopeTable, rope_table
 from hetero.prefill.torch_weights import LayerWeights, ModelWeights
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptCache:
-    """K (after RoPE) and V of one prompt, in the weights' type; filled as layers are computed."""
-
-    k_LPGD: torch.Tensor
-    v_LPGD: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """Tokens [first, end) of the prompt on their way through the layers."""
-
-    first: int
-    end: int
-    rope: RopeTable
-    x_TE: torch.Tensor
-
-
 class TorchModel:
-    def __init__(self, spec: ModelSpec, weights: ModelWeights, attention: Attention) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: ModelWeights,
+        attention: Attention,
+        ops: Ops,
+        *,
+        context_tokens: int,
+        device: torch.device,
+    ) -> None:
         self._spec = spec
         self._weights = weights
         self._attention = attention
-        self._device = weights.embedding_VE.device
-        factors = weights.rope_factors_R
-        self._rope_factors_R = None if factors is None else factors.numpy()
-
-    def new_cache(self, num_tokens: int) -> PromptCache:
-        spec = self._spec
-        shape = (spec.num_layers, num_tokens, spec.num_kv_heads, spec.head_dim_k)
-        like = self._weights.embedding_VE
-        return PromptCache(k_LPGD=like.new_empty(shape), v_LPGD=like.new_empty(shape))
-
-    @torch.inference_mode()
-    def embed(self, tokens: Sequence[int], first: int) -> Chunk:
-        indices_T = torch.tensor(tokens, device=self._device)
-        return Chunk(
-            first=first,
-            end=first + len(tokens),
-            rope=rope_table(
-                self._spec.rope, self._rope_factors_R, first, len(tokens), self._device
-            ),
-            x_TE=F.embedding(indices_T, self._weights.embedding_VE),
+        self._ops = ops
+        factors_R = weights.rope_factors_R
+        self._rope: RopeTable = rope_table(
+            spec.rope, None if factors_R is None else factors_R.numpy(), 0, context_tokens, device
         )
 
     @torch.inference_mode()
-    def run_layer(self, layer: int, chunk: Chunk, cache: PromptCache) -> None:
-        """Add a layer to the chunk's residual stream; its K and V join the cache."""
-        weights = self._weights.layers[layer]
-        chunk.x_TE.add_(self._attend(weights, layer, chunk, cache))
-        h_TE = self._norm(chunk.x_TE, weights.ffn_norm_E)
-        gated_TF = F.silu(weights.gate(h_TE), inplace=True).mul_(weights.up(h_TE))
-        chunk.x_TE.add_(weights.down(gated_TF))
+    def layers(self, batch: Batch, pool: KVPool) -> "Iterator[torch.Tensor | None]":
+        """Compute a layer of the batch at each step of the iteration; its K and V are then in the
+        pool. The last step yields the logits: (N, V) float32 of the prompts' last tokens, or None
+        if no prompt ends here.
 
-    @torch.inference_mode()
-    def last_logits(self, chunk: Chunk) -> npt.NDArray[np.float32]:
-        """(vocabulary,) float32 of the chunk's last token."""
-        x_E = self._norm(chunk.x_TE[-1], self._weights.output_norm_E)
-        logits: npt.NDArray[np.float32] = self._weights.output(x_E).float().cpu().numpy()
-        return logits
+        Whatever comes after the K and V of the last layer is computed for those tokens alone.
+        """
+        ops, spec = self._ops, self._spec
+        x_TE = self._weights.embedding.rows(batch.tokens_T)
+        delta_TE: torch.Tensor | None = None
+        plan = batch.plan
+        logits_NV = None
+        for index, weights in enumerate(self._weights.layers.layers()):
+            h_TE = self._normed(x_TE, delta_TE, weights.attention_norm_E)
+            k_CGD, v_CGD = pool.k_LCGD[index], pool.v_LCGD[index]
+            q_THD = ops.rope_and_store(
+                weights.qkv(h_TE),
+                self._heads(weights),
+                self._rope,
+                batch.positions_T,
+                batch.cells_T,
+                k_CGD,
+                v_CGD,
+            )
+            if index == spec.num_layers - 1:
+                if batch.last_plan is None:
+                    yield None
+                    return
+                x_TE, q_THD, plan = x_TE[batch.last_rows], q_THD[batch.last_rows], batch.last_plan
+            attended_THD = self._attention(q_THD, k_CGD, v_CGD, plan)
+            delta_TE = weights.attention_output(attended_THD.flatten(1))
+            h_TE = self._normed(x_TE, delta_TE, weights.ffn_norm_E)
+            delta_TE = weights.down(ops.silu_mul(weights.gate_up(h_TE)))
+            if index < spec.num_layers - 1:
+                yield None
+        h_NE = self._normed(x_TE, delta_TE, self._weights.output_norm_E)
+        logits_NV = self._weights.output.logits(h_NE)
+        yield logits_NV
 
-    def _attend(
-        self, weights: LayerWeights, layer: int, chunk: Chunk, cache: PromptCache
+    def _normed(
+        self, x_TE: torch.Tensor, delta_TE: torch.Tensor | None, weight_E: torch.Tensor
     ) -> torch.Tensor:
-        spec = self._spec
-        h_TE = self._norm(chunk.x_TE, weights.attention_norm_E)
-        q_THD = weights.q(h_TE).view(len(h_TE), spec.num_heads, spec.head_dim_k)
-        k_TGD = weights.k(h_TE).view(len(h_TE), spec.num_kv_heads, spec.head_dim_k)
-        if weights.q_norm_D is not None:
-            q_THD = self._norm(q_THD, weights.q_norm_D)
-        if weights.k_norm_D is not None:
-            k_TGD = self._norm(k_TGD, weights.k_norm_D)
-        apply_rope(q_THD, chunk.rope)
-        apply_rope(k_TGD, chunk.rope)
-        k_PGD, v_PGD = cache.k_LPGD[layer, : chunk.end], cache.v_LPGD[layer, : chunk.end]
-        k_PGD[chunk.first :] = k_TGD
-        v_PGD[chunk.first :] = weights.v(h_TE).view(k_TGD.shape)
-        attended_THD = self._attention(q_THD, k_PGD, v_PGD)
-        return weights.attention_output(attended_THD.flatten(1))
+        """Norm of the residual stream, after what the last part of a layer adds to it."""
+        if delta_TE is None:
+            return self._ops.rms_norm(x_TE, weight_E, self._spec.norm_eps)
+        return self._ops.add_rms_norm(x_TE, delta_TE, weight_E, self._spec.norm_eps)
 
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, weight.shape, weight, self._spec.norm_eps)
+    def _heads(self, weights: LayerWeights) -> Heads:
+        spec = self._spec
+        return Heads(
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim_k,
+            q_norm_D=weights.q_norm_D,
+            k_norm_D=weights.k_norm_D,
+            norm_eps=spec.norm_eps,
+        )

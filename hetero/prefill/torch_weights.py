@@ -1,14 +1,16 @@
-"""A model's weights as torch tensors, dequantized one at a time, and which models torch knows.
+"""What weights the torch model computes with, and which models it knows.
 
-Axes: O outputs, I inputs of a matrix; E hidden, D head_dim, V vocabulary.
+Axes: O outputs, I inputs of a matrix; E hidden, D head_dim, V vocabulary, N rows.
 
 A tensor in the file that the model would not use is refused, not skipped: an unknown tensor is an
-unknown term in the formula, and the KV would be wrong without any sign of it.
+unknown term in the formula, and the KV would be wrong without any sign of it. Where the weights
+lie is not this file's business: see `layer_sources`.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,16 @@ from hetero.model.gguf_file import GGUFFile
 from hetero.model.spec import ModelSpec
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
+
+# Matrices with the same input are one product: one launch, and the input is read once.
+FUSED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "qkv": ("attn_q", "attn_k", "attn_v"),
+        "attention_output": ("attn_output",),
+        "gate_up": ("ffn_gate", "ffn_up"),
+        "down": ("ffn_down",),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +44,36 @@ class Linear:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights:
     attention_norm_E: torch.Tensor
-    q: Linear
-    k: Linear
-    v: Linear
+    qkv: Linear
     q_norm_D: torch.Tensor | None
     k_norm_D: torch.Tensor | None
     attention_output: Linear
     ffn_norm_E: torch.Tensor
-    gate: Linear
-    up: Linear
+    gate_up: Linear
     down: Linear
+
+
+class LayerSource(Protocol):
+    def layers(self) -> Iterator[LayerWeights]:
+        """One pass over the layers, in order. A layer's matrices are valid until the next."""
+
+
+class VocabularyMatrix(Protocol):
+    """The embedding, the output matrix, or both in one."""
+
+    def rows(self, tokens_T: torch.Tensor) -> torch.Tensor:
+        """(tokens, E): the embeddings of these tokens."""
+
+    def logits(self, x_NE: torch.Tensor) -> torch.Tensor:
+        """(N, V) float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelWeights:
-    embedding_VE: torch.Tensor
-    layers: tuple[LayerWeights, ...]
+    embedding: VocabularyMatrix
+    layers: LayerSource
     output_norm_E: torch.Tensor
-    output: Linear
+    output: VocabularyMatrix
     rope_factors_R: torch.Tensor | None  # float32 on the CPU, where the tables are made
 
 
@@ -58,52 +82,6 @@ def check_supported(spec: ModelSpec) -> None:
     problem = _unsupported(spec)
     if problem:
         raise ModelError(f"{spec.name}: torch can't prefill {problem}: use --prefill llama")
-
-
-def load_weights(
-    file: GGUFFile, spec: ModelSpec, dtype: torch.dtype, device: torch.device
-) -> ModelWeights:
-    """Dequantize every tensor into `dtype` on `device`.
-
-    Memory: the weights in `dtype`, plus one tensor in float32 while it is converted.
-    Raises: ModelError if tensors are missing, unknown, or of the wrong shape.
-    """
-    shapes = _tensor_shapes(file, spec)
-    _check_tensors(file, shapes)
-    tensors: dict[str, torch.Tensor] = {}
-    # The largest first: its float32 copy then comes and goes before the others fill memory.
-    for name in sorted(shapes, key=lambda name: math.prod(shapes[name]), reverse=True):
-        values = torch.from_numpy(file.dequantize(name))
-        if name != "rope_freqs.weight":
-            values = values.to(device, dtype)
-        tensors[name] = values
-    embedding_VE = tensors["token_embd.weight"]
-    return ModelWeights(
-        embedding_VE=embedding_VE,
-        layers=tuple(_layer(tensors, f"blk.{index}.") for index in range(spec.num_layers)),
-        output_norm_E=tensors["output_norm.weight"],
-        output=Linear(tensors.get("output.weight", embedding_VE), tensors.get("output.bias")),
-        rope_factors_R=tensors.get("rope_freqs.weight"),
-    )
-
-
-def _layer(tensors: Mapping[str, torch.Tensor], prefix: str) -> LayerWeights:
-    def linear(name: str) -> Linear:
-        return Linear(tensors[f"{prefix}{name}.weight"], tensors.get(f"{prefix}{name}.bias"))
-
-    return LayerWeights(
-        attention_norm_E=tensors[prefix + "attn_norm.weight"],
-        q=linear("attn_q"),
-        k=linear("attn_k"),
-        v=linear("attn_v"),
-        q_norm_D=tensors.get(prefix + "attn_q_norm.weight"),
-        k_norm_D=tensors.get(prefix + "attn_k_norm.weight"),
-        attention_output=linear("attn_output"),
-        ffn_norm_E=tensors[prefix + "ffn_norm.weight"],
-        gate=linear("ffn_gate"),
-        up=linear("ffn_up"),
-        down=linear("ffn_down"),
-    )
 
 
 def _unsupported(spec: ModelSpec) -> str | None:
@@ -125,8 +103,11 @@ def _unsupported(spec: ModelSpec) -> str | None:
     return None
 
 
-def _tensor_shapes(file: GGUFFile, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Every tensor the model uses: the required ones, and the optional ones the file has."""
+def tensor_shapes(file: GGUFFile, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Every tensor the model uses: the required ones, and the optional ones the file has.
+
+    Raises: ModelError if tensors are missing, unknown, or of the wrong shape.
+    """
     hidden, ffn, head_dim = spec.hidden_size, spec.ffn_size, spec.head_dim_k
     q_size, kv_size = spec.num_heads * head_dim, spec.num_kv_heads * head_dim
     vocabulary = (spec.vocab_size, hidden)
@@ -151,7 +132,9 @@ def _tensor_shapes(file: GGUFFile, spec: ModelSpec) -> dict[str, tuple[int, ...]
         shapes |= {f"{block}{name}.weight": (size,) for name, size in norms.items()}
         shapes |= {f"{block}{name}.weight": shape for name, shape in matrices.items()}
         optional |= {f"{block}{name}.bias": shape[:1] for name, shape in matrices.items()}
-    return shapes | {name: optional[name] for name in optional.keys() & file.tensors.keys()}
+    shapes |= {name: optional[name] for name in optional.keys() & file.tensors.keys()}
+    _check_tensors(file, shapes)
+    return shapes
 
 
 def _check_tensors(file: GGUFFile, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -7,6 +7,9 @@ import msgspec
 
 from hetero.errors import ConfigError
 
+# Where nothing is measured: a step of this many tokens is near the best rate of a CPU.
+DEFAULT_CHUNK_TOKENS = 512
+
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Address = Annotated[str, msgspec.Meta(pattern=r"^tcp://[^/]+:(\d+|\*)$")]
@@ -33,11 +36,12 @@ class PrefillConfig(_Config, frozen=True, kw_only=True):
     kv_v: str = "q8_0"
     context_tokens: Positive = 8192
     engine: Literal["auto", "torch", "llama"] = "auto"
-    attention: Literal["auto", "sdpa"] = "auto"
+    attention: Literal["auto", "sdpa", "triton"] = "auto"
+    residency: Literal["auto", "resident", "quantized", "streamed"] = "auto"  # torch: the weights
     device: str = "auto"  # torch: cpu, cuda, cuda:1 ...
     dtype: str = "auto"
     threads: Positive = 1
-    chunk_tokens: Positive = 512
+    chunk_tokens: Positive | None = None  # None: torch on a GPU measures
     gpu_layers: int = 0  # llama
 
 
@@ -50,7 +54,7 @@ class DecodeConfig(_Config, frozen=True, kw_only=True):
     slots: Positive = 4
     unified: bool = False
     threads: Positive = 1
-    chunk_tokens: Positive = 512
+    chunk_tokens: Positive = DEFAULT_CHUNK_TOKENS
     prefill_share: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
     credit_bytes: Positive = 64 * 2**20  # rows that may be in flight per transfer
     gpu_layers: int = 0

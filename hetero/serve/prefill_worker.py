@@ -1,25 +1,53 @@
-"""Reads prompts one after the other on a thread of its own, and hands their rows to the sender."""
+"""Reads prompts on a thread of its own, several at a time where the engine can, and hands their
+rows to the sender."""
 
 import logging
 import queue
 import threading
 import time
+from dataclasses import dataclass
 
 import zmq
 
 from hetero.errors import HeteroError
+from hetero.kv.rows import RowFrame
 from hetero.llama.model import Vocab
 from hetero.llama.sampler import Sampler, token_logprob
 from hetero.messages import Fingerprint, FirstTokens, Message, Prefill, Sent, Token, failed
-from hetero.prefill.engine import PrefillEngine, PrefillRun
+from hetero.prefill.engine import PrefillEngine, PrefillRun, Slice
 from hetero.serve.mailbox import Mailbox
+from hetero.serve.prompt_queue import PromptQueue, Share
 from hetero.serve.sender import Outbound, Sender
 
 logger = logging.getLogger(__name__)
 
+# Rows not acknowledged yet, in chunks: a prompt is read on below the first, whatever the others'
+# links do; below the second, whatever its own does. With the step being computed that bounds what
+# is packed.
+_BACKLOG_CHUNKS = 1
+_TOTAL_BACKLOG_CHUNKS = 4
+
 
 class Cancelled(HeteroError):
     """The router does not want this job any more."""
+
+
+@dataclass(eq=False)
+class Reading:
+    """A job, and once it is admitted its run and its transfer."""
+
+    job: Prefill
+    run: PrefillRun | None = None
+    outbound: Outbound | None = None
+    step_s: float = 0.0  # of the steps it took part in
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.job.prompt)
+
+    @property
+    def num_unread(self) -> int:
+        return self.num_tokens if self.run is None else self.run.num_unread
 
 
 class PrefillWorker:
@@ -37,9 +65,13 @@ class PrefillWorker:
         self._reading_bytes = 0
         self._engine = engine
         self._vocab = vocab
-        self._sender = Sender(fingerprint, context, self.results)
-        self._jobs: queue.SimpleQueue[Prefill | None] = queue.SimpleQueue()
+        self._sender = Sender(fingerprint, context, self.results, lambda: self._wake.put(None))
+        self._queue: PromptQueue[Reading] = PromptQueue(engine.chunk_tokens)
+        self._chunk_bytes = engine.chunk_tokens * engine.layout.token_bytes
+        # A job; None: something changed, look again.
+        self._wake: queue.SimpleQueue[Prefill | None] = queue.SimpleQueue()
         self._wanted: set[str] = set()  # requests submitted, not cancelled, not read
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name="prefill", daemon=True)
         self._thread.start()
 
@@ -49,7 +81,7 @@ class PrefillWorker:
 
     @property
     def kv_bytes_held(self) -> int:
-        """The cache of the prompt being read, counted as packed, and rows not acknowledged yet."""
+        """The cache of the prompts being read, counted as packed, and rows not acknowledged yet."""
         return self._reading_bytes + self._sender.unacknowledged_bytes
 
     @property
@@ -58,70 +90,156 @@ class PrefillWorker:
 
     def submit(self, job: Prefill) -> None:
         self._wanted.add(job.request_id)
-        self._jobs.put(job)
+        self._wake.put(job)
 
     def cancel(self, request_id: str) -> None:
         self._wanted.discard(request_id)
+        self._wake.put(None)
 
     def close(self) -> None:
+        self._stopped = True
         self._wanted.clear()
-        self._jobs.put(None)
+        self._wake.put(None)
         self._thread.join()
         self._sender.close()
         self.results.close()
 
     def _run(self) -> None:
+        """Until closed: take in what came, admit, read a step of what can go on; else wait."""
         try:
-            while (job := self._jobs.get()) is not None:
-                self.num_active = 1
-                self._reading_bytes = len(job.prompt) * self._engine.layout.token_bytes
-                self._read(job)
-                self._wanted.discard(job.request_id)
-                self.num_active = self._reading_bytes = 0
+            is_idle = True
+            while not self._stopped:
+                self._take_in(wait=is_idle)
+                self._drop_unwanted()
+                self._queue.admit(self._has_room, self._start)
+                shares = self._queue.next_step(self._can_go_on)
+                is_idle = not shares
+                if shares:
+                    self._step(shares)
+            for reading in list(self._queue.reading):
+                self._fail(reading, Cancelled("the node is stopping"))
         except BaseException as error:  # not swallowed: the node raises it from its own thread
             self.results.put(error)
 
-    def _read(self, job: Prefill) -> None:
-        outbound: Outbound | None = None
-        try:
-            self._check_wanted(job)
-            run = self._engine.start(job.prompt, want_rows=job.ticket is not None)
-            if job.ticket is not None:
-                outbound = self._sender.open(job.request_id, job.ticket)
-            self._read_and_send(job, run, outbound)
-        except HeteroError as error:
-            if outbound is not None:
-                self._sender.abort(outbound, str(error))
-            if not isinstance(error, Cancelled):
-                logger.warning("request %s: %s", job.request_id, error)
-            self.results.put(failed(job.request_id, error))
+    def _take_in(self, *, wait: bool) -> None:
+        """Jobs that came; if there is nothing to do, wait for one or for a change."""
+        if wait:
+            self._push(self._wake.get())
+        while not self._wake.empty():
+            self._push(self._wake.get())
 
-    def _read_and_send(self, job: Prefill, run: PrefillRun, outbound: Outbound | None) -> None:
+    def _push(self, job: Prefill | None) -> None:
+        if job is not None:
+            self._queue.push(Reading(job))
+
+    def _drop_unwanted(self) -> None:
+        """Cancelled ones, and those whose transfer has failed."""
+        for reading in list(self._queue):
+            if not self._is_wanted(reading):
+                self._fail(reading, Cancelled("cancelled by the router"))
+            elif reading.outbound is not None and reading.outbound.error is not None:
+                self._fail(reading, reading.outbound.error)
+
+    def _has_room(self, reading: Reading) -> bool:
+        """What can never be read is let through, to be refused."""
+        too_long = reading.num_tokens > self._engine.max_prompt_tokens
+        return too_long or self._engine.has_room(reading.num_tokens)
+
+    def _start(self, reading: Reading) -> None:
+        job = reading.job
+        try:
+            reading.run = self._engine.start(job.prompt, want_rows=job.ticket is not None)
+            if job.ticket is not None:
+                reading.outbound = self._sender.open(job.request_id, job.ticket)
+        except HeteroError as error:
+            self._fail(reading, error)
+        self._count()
+
+    def _can_go_on(self, reading: Reading) -> bool:
+        if reading.outbound is None:
+            return True
+        return (
+            reading.outbound.unacknowledged_bytes < _BACKLOG_CHUNKS * self._chunk_bytes
+            and self._sender.unacknowledged_bytes < _TOTAL_BACKLOG_CHUNKS * self._chunk_bytes
+        )
+
+    def _step(self, shares: list[Share[Reading]]) -> None:
+        by_run: dict[PrefillRun, Reading] = {}
+        slices = []
+        for share in shares:
+            run = share.prompt.run
+            assert run is not None, "a share of a prompt that was not admitted"
+            by_run[run] = share.prompt
+            slices.append(Slice(run, share.num_tokens))
         started = time.perf_counter()
-        blocked_s = 0.0
-        chunk_bytes = self._engine.chunk_tokens * self._engine.layout.token_bytes
-        for frame in run:
-            self._check_wanted(job)
-            if outbound is not None:
-                blocked_s += self._sender.put(
-                    outbound, frame, chunk_bytes, lambda: self._check_wanted(job)
-                )
-        self._check_wanted(job)
-        tokens = self._draw(job, run)
+        try:
+            for run, frame in self._engine.read(slices):
+                self._hand_over(by_run[run], frame)
+                if not any(self._is_wanted(reading) for reading in by_run.values()):
+                    break  # they are dropped before the next step
+        except HeteroError as error:
+            for run in by_run:
+                run.error = error
+        seconds = time.perf_counter() - started
+        for run, reading in by_run.items():
+            reading.step_s += seconds
+            if run.error is not None:
+                self._fail(reading, run.error)
+            elif not run.num_unread and self._is_wanted(reading):
+                self._finish(reading, run)
+
+    def _hand_over(self, reading: Reading, frame: RowFrame) -> None:
+        if reading.outbound is not None and self._is_wanted(reading):
+            self._sender.put(reading.outbound, frame)
+
+    def _finish(self, reading: Reading, run: PrefillRun) -> None:
+        job = reading.job
+        try:
+            tokens = self._draw(job, run)
+        except HeteroError as error:
+            self._fail(reading, error)
+            return
         self.results.put(
             FirstTokens(
                 request_id=job.request_id,
                 tokens=tokens,
-                prefill_s=time.perf_counter() - started - blocked_s - run.pack_s,
+                prefill_s=reading.step_s - run.pack_s,
                 pack_s=run.pack_s,
-                num_chunks=-(-len(job.prompt) // self._engine.chunk_tokens),
+                num_chunks=run.num_chunks,
             )
         )
-        if outbound is not None:
-            self._sender.finish(outbound, tokens)
+        if reading.outbound is not None:
+            self._sender.finish(reading.outbound, tokens)
         else:
             nothing = Sent(request_id=job.request_id, kv_bytes=0, wire_s=0.0, last_group_s=0.0)
             self.results.put(nothing)
+        self._forget(reading)
+
+    def _fail(self, reading: Reading, error: HeteroError) -> None:
+        """Tell the sink and the router; the others are read on."""
+        request_id = reading.job.request_id
+        if reading.outbound is not None:
+            self._sender.abort(reading.outbound, str(error))
+        if not isinstance(error, Cancelled):
+            logger.warning("request %s: %s", request_id, error)
+        self.results.put(failed(request_id, error))
+        self._forget(reading)
+
+    def _forget(self, reading: Reading) -> None:
+        if reading.run is not None:
+            self._engine.end(reading.run)
+        self._queue.remove(reading)
+        self._wanted.discard(reading.job.request_id)
+        self._count()
+
+    def _count(self) -> None:
+        reading = self._queue.reading
+        self.num_active = len(reading)
+        token_bytes = self._engine.layout.token_bytes
+        self._reading_bytes = sum(one.num_tokens for one in reading) * token_bytes
+
+    def _is_wanted(self, reading: Reading) -> bool:
+        return reading.job.request_id in self._wanted
 
     def _draw(self, job: Prefill, run: PrefillRun) -> tuple[Token, ...]:
         """The first token of every choice, from the last logits."""
@@ -136,7 +254,3 @@ class PrefillWorker:
             logprob = None if num_top is None else token_logprob(run.logits, token, num_top)
             tokens.append(Token(job.request_id, choice, 0, token, logprob))
         return tuple(tokens)
-
-    def _check_wanted(self, job: Prefill) -> None:
-        if job.request_id not in self._wanted:
-            raise Cancelled("cancelled by the router")

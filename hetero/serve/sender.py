@@ -1,8 +1,8 @@
 """Sends packed rows on a thread of its own, so that credit and acknowledgements never wait for
 the computing, and their times are true.
 
-The computing thread hands frames over, and blocks while more than a chunk of them, of whatever
-request, is not acknowledged: with the chunk being computed that bounds packed bytes to two chunks.
+The computing thread hands frames over and never blocks here: before each step it asks which
+requests may have rows at all, and `on_progress` tells it that the answer may have changed.
 """
 
 import logging
@@ -49,10 +49,13 @@ class Sender:
         fingerprint: Fingerprint,
         context: "zmq.Context[zmq.Socket[bytes]]",
         results: "Mailbox[Message | BaseException]",
+        on_progress: Callable[[], None],
     ) -> None:
+        """`on_progress` is called on the sending thread when rows are acknowledged or given up."""
         self.moved_bytes = 0
         self.unacknowledged_bytes = 0  # of all transfers
-        self._changed = threading.Condition()
+        self._counts = threading.Lock()
+        self._on_progress = on_progress
         self._fingerprint = fingerprint
         self._zmq = context
         self._results = results
@@ -72,24 +75,11 @@ class Sender:
         self._commands.put(lambda: self._open(outbound))
         return outbound
 
-    def put(
-        self,
-        outbound: Outbound,
-        frame: RowFrame,
-        limit_bytes: int,
-        still_wanted: Callable[[], None],
-    ) -> float:
-        """Hand a frame over; the seconds that took, while `limit_bytes` were unacknowledged.
-
-        Raises: PeerError if the transfer has failed, or what `still_wanted` raises.
-        """
-        started = time.perf_counter()
-        with self._changed:
-            while outbound.error is None and self.unacknowledged_bytes >= limit_bytes:
-                self._changed.wait(_CHECK_S)
-                still_wanted()
+    def put(self, outbound: Outbound, frame: RowFrame) -> None:
+        """Hand a frame over; of a transfer that has failed, drop it."""
+        with self._counts:
             if outbound.error is not None:
-                raise outbound.error
+                return
             self.unacknowledged_bytes += frame.rows.nbytes
             outbound.unacknowledged_bytes += frame.rows.nbytes
         handed_over = time.perf_counter()
@@ -99,7 +89,6 @@ class Sender:
             self._pump(outbound)
 
         self._commands.put(command)
-        return handed_over - started
 
     def finish(self, outbound: Outbound, first_tokens: tuple[Token, ...]) -> None:
         """No more frames: say so to the sink once all are sent, and the outcome to the router."""
@@ -168,10 +157,10 @@ class Sender:
         self._pump(outbound)
 
     def _acknowledge(self, outbound: Outbound, num_bytes: int) -> None:
-        with self._changed:
+        with self._counts:
             self.unacknowledged_bytes -= num_bytes
             outbound.unacknowledged_bytes -= num_bytes
-            self._changed.notify()
+        self._on_progress()
 
     def _pump(self, outbound: Outbound) -> None:
         """Send what credit allows; after the last frame say Done, after its credit report."""
@@ -221,7 +210,7 @@ class Sender:
         """Tell whoever is there to hear: the computing thread, or after it the router."""
         del self._outbound[outbound.transfer.ticket.ticket_id]
         outbound.waiting.clear()
-        with self._changed:
+        with self._counts:
             outbound.error = error
         self._acknowledge(outbound, outbound.unacknowledged_bytes)
         if outbound.first_tokens is not None:

@@ -22,19 +22,19 @@ from hetero.decode.engine import DecodeConfig as EngineConfig
 from hetero.decode.engine import DecodeEngine
 from hetero.decode.grammar import GrammarChecker
 from hetero.decode.memory import check_memory
-from hetero.errors import ConfigError, ModelError
+from hetero.errors import ConfigError
 from hetero.kv.layout import KVLayout, kv_layout
 from hetero.llama.model import Model
 from hetero.messages import Fingerprint, NodeInfo
 from hetero.model.fingerprint import fingerprint_model
 from hetero.model.gguf_file import GGUFFile
 from hetero.model.spec import ModelSpec, gguf_to_spec
-from hetero.prefill.engine import PrefillEngine
 from hetero.serve.config import DecodeConfig, PrefillConfig, RouterConfig
 from hetero.serve.decode_node import DecodeNode
 from hetero.serve.engine_thread import EngineThread
 from hetero.serve.http.app import make_app
 from hetero.serve.prefill_node import PrefillNode
+from hetero.serve.prefill_setup import make_prefill_engine
 from hetero.serve.prefill_worker import PrefillWorker
 from hetero.serve.router import Router
 from hetero.serve.service import ServedModel
@@ -121,7 +121,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
     spec = gguf_to_spec(GGUFFile.open(config.model))
     layout = _layout(spec, config.kv_k, config.kv_v)
     fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
-    engine = _prefill_engine(config, layout)
+    engine = make_prefill_engine(config, layout)
     with Model(config.model, vocab_only=True) as model, zmq.Context() as context:
         worker = PrefillWorker(engine, model.vocab, fingerprint, context)
         info = NodeInfo(
@@ -134,7 +134,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
             fingerprint=fingerprint,
             context_tokens=min(config.context_tokens, engine.max_prompt_tokens),
             num_slots=1,
-            chunk_tokens=config.chunk_tokens,
+            chunk_tokens=engine.chunk_tokens,
             engine=engine.name,
             attention=engine.attention,
             versions=_versions("torch") if engine.name == "torch" else _versions(),
@@ -207,62 +207,6 @@ def _run_until_signalled(
         signal.signal(number, lambda *_: node.stop())
     announce({"role": role, "name": name, "pid": os.getpid()})
     node.run()
-
-
-def _prefill_engine(config: PrefillConfig, layout: KVLayout) -> PrefillEngine:
-    """The engine asked for; by itself torch on a GPU it can use, else llama.cpp."""
-    wanted = config.engine
-    if wanted == "auto":
-        wanted = "torch" if _torch_has_gpu() else "llama"
-        try:
-            return _engine_named(wanted, config, layout)
-        except ModelError as error:
-            if wanted == "llama":
-                raise
-            logger.info("prefill by llama.cpp, since torch can't: %s", error)
-            return _engine_named("llama", config, layout)
-    return _engine_named(wanted, config, layout)
-
-
-def _engine_named(name: str, config: PrefillConfig, layout: KVLayout) -> PrefillEngine:
-    if name == "llama":
-        from hetero.prefill.llama_engine import LlamaEngine
-
-        return LlamaEngine(
-            Path(config.model),
-            layout,
-            context_tokens=config.context_tokens,
-            num_threads=config.threads,
-            chunk_tokens=config.chunk_tokens,
-            gpu_layers=config.gpu_layers,
-        )
-    try:
-        from hetero.prefill.torch_engine import TorchEngine
-    except ImportError as error:
-        raise ConfigError(
-            f"prefill engine torch: need the torch package, have none ({error}): "
-            "pip install 'hetero[torch]', or use --prefill llama"
-        ) from None
-    device = config.device
-    if device == "auto":
-        device = "cuda" if _torch_has_gpu() else "cpu"
-    return TorchEngine(
-        config.model,
-        (config.kv_k, config.kv_v),
-        device=device,
-        dtype=None if config.dtype == "auto" else config.dtype,
-        attention="sdpa" if config.attention == "auto" else config.attention,
-        chunk_tokens=config.chunk_tokens,
-        num_threads=config.threads,
-    )
-
-
-def _torch_has_gpu() -> bool:
-    try:
-        import torch
-    except ImportError:
-        return False
-    return torch.cuda.is_available() and torch.version.hip is None
 
 
 def _layout(spec: ModelSpec, kv_k: str, kv_v: str) -> KVLayout:

@@ -29,7 +29,7 @@ from hetero.llama.library import captured_log
 from hetero.llama.model import Model
 from hetero.messages import Finished, Joined, Prefill, Sent
 from hetero.model.spec import ModelSpec
-from hetero.serve.config import DecodeConfig, PrefillConfig
+from hetero.serve.config import DEFAULT_CHUNK_TOKENS, DecodeConfig, PrefillConfig
 from hetero.serve.start import run_decode, run_prefill
 
 _KV_TYPE = "q8_0"
@@ -164,7 +164,7 @@ def _prefill_parts(
 ) -> dict[str, int]:
     element_bytes = {"float32": 4, "bfloat16": 2}[settings.prefill_dtype]
     kv_values = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim_k
-    chunk_tokens = min(config.chunk_tokens, settings.context_tokens)
+    chunk_tokens = min(config.chunk_tokens or DEFAULT_CHUNK_TOKENS, settings.context_tokens)
     return {
         "weights": spec.num_parameters * element_bytes,
         "prompt_kv": settings.context_tokens * kv_values * element_bytes,

@@ -1,4 +1,4 @@
-"""Compile kernels for GPUs that are not there: what a launch would need of the chip it is meant for.
+"""Compile kernels for GPUs that are not there: what a launch would need of the chip.
 
 Launches are recorded, not made: the wrappers run on meta tensors, so what is compiled is what a
 node would launch, with the same options. Compiled code is read with the cuobjdump that Triton
@@ -66,7 +66,9 @@ def recorded_launches() -> Iterator[list[Launch]]:
     """Launches inside the block are appended to the list instead of reaching a GPU."""
     launches: list[Launch] = []
 
-    def record(self: "JITFunction[Any]", *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    def record(
+        self: "JITFunction[Any]", *args: Any, grid: Any, warmup: bool, **kwargs: Any
+    ) -> None:
         names = list(self.arg_names)
         arguments = dict(zip(names, args, strict=False))
         arguments |= {name: kwargs.pop(name) for name in names if name in kwargs}
