@@ -35,6 +35,7 @@ from hetero.messages import (
     encode,
 )
 from hetero.prefill.llama_engine import LlamaEngine
+from hetero.prefill.torch_setup import TorchOptions, make_torch_engine
 from hetero.serve import control
 from hetero.serve.prefill_node import PrefillNode
 from hetero.serve.prefill_worker import PrefillWorker
@@ -71,17 +72,27 @@ def alone(model_path):
         return reference.context.export_sequence(0), int(logits.argmax())
 
 
+def llama_engine(path):
+    return LlamaEngine(
+        path, LAYOUT, context_tokens=512, num_threads=1, chunk_tokens=64, frame_bytes=9000
+    )
+
+
+def torch_engine(path):
+    """Room for two of PROMPT, and for a few short ones."""
+    options = TorchOptions(context_tokens=256, chunk_tokens=64, frame_bytes=9000)
+    return make_torch_engine(path, ("q8_0", "q8_0"), options)
+
+
 class Harness:
     """The node on a thread, and the two sockets it talks to."""
 
-    def __init__(self, model_path, context):
+    def __init__(self, model_path, context, make_engine=None):
         self.router = context.socket(zmq.ROUTER)
         self.router.setsockopt(zmq.LINGER, 0)
         port = self.router.bind_to_random_port("tcp://127.0.0.1")
         self.sink = SinkLink(context, "tcp://127.0.0.1:0")
-        self.engine = LlamaEngine(
-            model_path, LAYOUT, context_tokens=512, num_threads=1, chunk_tokens=64, frame_bytes=9000
-        )
+        self.engine = (make_engine or llama_engine)(model_path)
         self.model = Model(model_path, vocab_only=True)
         self.worker = PrefillWorker(self.engine, self.model.vocab, FINGERPRINT, context)
         info = NodeInfo(
@@ -160,11 +171,13 @@ class Harness:
             if isinstance(message, kind):
                 return peer, message
 
-    def receive_all(self, credit_bytes=20_000):
+    def receive_all(self, credit_bytes=20_000, silent_to=None):
         """Be an honest sink until a transfer is whole, and return it. The next one may have begun
-        by then: the node reads on while acknowledgements come in."""
+        by then: the node reads on while acknowledgements come in. One ticket gets no answers."""
         transfers = self.transfers
         for peer, message, payload in self.incoming():
+            if message.ticket_id == silent_to:
+                continue
             if isinstance(message, Open):
                 transfers[message.ticket_id] = SinkTransfer(
                     self.ticket(message.ticket_id),
@@ -289,3 +302,45 @@ def test_replies_that_are_no_messages_are_dropped(node):
     node.sink.socket.send_multipart([peer, b"\x01junk"])
     node.sink.send(peer, Ready(ticket_id=message.ticket_id, credit_bytes=10**6))
     node.hear(Rows)
+
+
+@pytest.fixture
+def torch_node(model_path):
+    with zmq.Context() as context:
+        harness = Harness(model_path, context, torch_engine)
+        yield harness
+        harness.close()
+
+
+def test_a_prompt_on_a_stuck_link_does_not_hold_up_the_others(torch_node):
+    node = torch_node
+    node.prefill(node.ticket("stuck.1"), "stuck")
+    peer, message = node.hear(Open)
+    node.sink.send(peer, Ready(ticket_id=message.ticket_id, credit_bytes=1))
+    node.prefill(node.ticket("free.1"), "free")
+    assert node.receive_all(silent_to="stuck.1").ticket.ticket_id == "free.1"
+    assert node.until(FirstTokens).request_id == "free"
+    # It was read for a chunk, and then no further than the chunk whose rows wait.
+    held = node.until(Heartbeat, lambda beat: beat.load.active == 1).load.kv_bytes_held
+    assert held <= (len(PROMPT) + 2 * 64) * LAYOUT.token_bytes
+    node.tell(Cancel(request_id="stuck"))
+    node.until(Heartbeat, lambda beat: beat.load.kv_bytes_held == 0)
+
+
+def test_short_prompts_are_read_while_a_long_one_is(torch_node):
+    node = torch_node
+    node.prefill(None, "long", prompt=PROMPT)
+    for name in ("a", "b", "c"):
+        node.prefill(None, name, prompt=PROMPT[:10])
+    firsts = [node.until(FirstTokens).request_id for _ in range(4)]
+    assert sorted(firsts) == ["a", "b", "c", "long"]
+    assert firsts[-1] == "long"
+
+
+def test_rows_of_prompts_read_together_are_whole(torch_node):
+    node = torch_node
+    for name in "ab":
+        node.prefill(node.ticket(f"{name}.1"), name)
+    for _ in "ab":
+        assert node.receive_all().staging.is_complete
+    node.until(Heartbeat, lambda beat: beat.load.kv_bytes_held == 0)
