@@ -178,6 +178,20 @@ def test_gathered_rows(kind):
     assert_same(out_RC.cpu(), reference(blocks, kind)[token_ids.cpu()])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", [Type.Q4_0, Type.Q6_K], ids=lambda kind: kind.name)
+def test_offsets_past_32_bits(kind):
+    rows = 2**31 // num_values(kind, 16) + 1
+    last = random_blocks(kind, 1, 16, scale=0.1)
+    blocks_RB = torch.zeros((rows, last.shape[1]), dtype=torch.uint8, device="cuda")
+    blocks_RB[-1] = torch.from_numpy(last[0])
+    out_RC = torch.empty((rows, num_values(kind, 16)), dtype=torch.float16, device="cuda")
+    dequantize(blocks_RB, kind, out_RC)
+    assert_same(out_RC[-1:].cpu(), reference(last, kind).half())
+    assert not out_RC[:-1].any()
+
+
 @pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7E00], ids=["inf", "-inf", "nan"])
 @pytest.mark.parametrize("kind", [Type.Q8_0, Type.Q4_0, Type.Q3_K, Type.Q4_K, Type.IQ4_XS])
 def test_scales_that_are_not_finite_show_in_the_values(kind, bits):
@@ -214,7 +228,7 @@ def test_torch_peer_refuses_unknown_types():
 
 def test_unsupported_type_is_model_error():
     blocks_RB, out_RC = torch.zeros(1, 66, dtype=torch.uint8), torch.zeros(1, 256)
-    with pytest.raises(ModelError, match="type IQ2_XXS: need one of BF16, .*: use --prefill llama"):
+    with pytest.raises(ModelError, match=r"IQ2_XXS: need one of BF16, .*: use --prefill llama"):
         dequantize(blocks_RB, Type.IQ2_XXS, out_RC)
 
 
@@ -226,7 +240,10 @@ def q4_k_buffers(rows=2, num_blocks=2, dtype=torch.float32):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda blocks, out: (blocks[:, :-1].contiguous(), out), "whole blocks of 144 bytes"),
+        (
+            lambda blocks, out: (blocks[:, :-1].contiguous(), out),
+            "whole blocks, 144 bytes each, have 287",
+        ),
         (lambda blocks, out: (blocks[:, :144], out[:, :256].contiguous()), "need contiguous"),
         (lambda blocks, out: (blocks.view(torch.int8), out), "uint8, have .* torch.int8"),
         (lambda blocks, out: (blocks.view(-1), out), r"have \(576,\)"),
