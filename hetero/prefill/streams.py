@@ -43,6 +43,7 @@ class Mark:
     """A point in the work of the lane that is current where it is made."""
 
     def __init__(self, device: torch.device, *, timed: bool = False) -> None:
+        self._device = device
         self._made_at = time.perf_counter()
         self.event: torch.cuda.Event | None = None
         if device.type == "cuda":
@@ -66,4 +67,4 @@ class Mark:
     def wait_on_device(self) -> None:
         """Let the current lane's next work start after the mark."""
         if self.event is not None:
-            torch.cuda.current_stream().wait_event(self.event)
+            torch.cuda.current_stream(self._device).wait_event(self.event)

@@ -23,9 +23,9 @@ from hetero.prefill.torch_model import TorchModel
 # spend more on headers and wake-ups than they save.
 DEFAULT_FRAME_BYTES = 2 * 2**20
 
-# Layer groups launched before the rows of the first are waited for: the GPU computes the one while
-# the other's rows are copied and handed out.
-_GROUPS_AHEAD = 2
+# Layer groups launched before the rows of the first are waited for. One computes while another's
+# rows are copied; the others are there so that the GPU never waits for Python to launch.
+_GROUPS_AHEAD = 4
 
 
 @dataclass(eq=False, kw_only=True)
@@ -107,6 +107,8 @@ class TorchEngine:
     def read(self, slices: Sequence[Slice]) -> Iterator[tuple[PrefillRun, RowFrame]]:
         """See `PrefillEngine`. If memory runs out, the largest slice's run fails, and the others
         are read without it; what was handed out of them is not handed out again."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # each thread has its own current device
         reading = list(slices)
         num_layers_out = 0
         while reading:
