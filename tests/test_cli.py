@@ -253,6 +253,14 @@ def test_doctor_wants_gpu_support_where_there_is_a_gpu(monkeypatch):
     assert check.ok or "-DGGML_CUDA=on" in check.fix
 
 
+def test_doctor_says_why_triton_can_not_run_on_a_gpu(monkeypatch):
+    facts = {"version": "2.13.0", "cuda": True, "triton_problem": "Triton needs a C compiler"}
+    monkeypatch.setattr(checks, "_TORCH_FACTS", f"print({json.dumps(json.dumps(facts))})")
+    check = {check.name: check for check in checks.all_checks()}["Triton"]
+    assert (check.ok, check.required) == (False, False)
+    assert check.have == "Triton needs a C compiler"
+
+
 def test_doctor_knows_the_pinned_llama():
     pyproject = Path(__file__).parent.parent / "pyproject.toml"
     assert f'"llama-cpp-python=={checks.LLAMA_VERSION}"' in pyproject.read_text()

@@ -39,7 +39,13 @@ print(json.dumps({
 """
 _TORCH_FACTS = """
 import json, torch
-print(json.dumps({"version": torch.__version__, "cuda": torch.cuda.is_available()}))
+from hetero.prefill.triton_support import triton_problem
+cuda = torch.cuda.is_available()
+print(json.dumps({
+    "version": torch.__version__,
+    "cuda": cuda,
+    "triton_problem": triton_problem(torch.device("cuda")) if cuda else None,
+}))
 """
 _REBUILD = (
     f"pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python=={LLAMA_VERSION}"
@@ -67,7 +73,11 @@ def all_checks() -> list[Check]:
     if isinstance(llama, dict):
         checks.append(_cpu_features(llama["features"]))
         checks.append(_llama_gpu(gpu, offloads=llama["gpu"]))
-    return [*checks, _torch(gpu), _memory(), _disk(), _port()]
+    torch = _facts(_TORCH_FACTS)
+    checks.append(_torch(gpu, torch))
+    if isinstance(torch, dict) and torch["cuda"]:
+        checks.append(_triton(torch["triton_problem"]))
+    return [*checks, _memory(), _disk(), _port()]
 
 
 def _python() -> Check:
@@ -148,8 +158,7 @@ def _llama_gpu(gpu: str | None, *, offloads: bool) -> Check:
     )
 
 
-def _torch(gpu: str | None) -> Check:
-    facts = _facts(_TORCH_FACTS)
+def _torch(gpu: str | None, facts: dict[str, Any] | str) -> Check:
     need = "torch 2.7 or later, on prefill nodes that use it"
     if not isinstance(facts, dict):
         return Check(
@@ -167,6 +176,17 @@ def _torch(gpu: str | None) -> Check:
         have=f"{facts['version']}, {'CUDA' if facts['cuda'] else 'CPU only'}",
         need=need if gpu is None else f"{need}, with CUDA for {gpu}",
         fix="pip install --force-reinstall torch, and a driver that `nvidia-smi` calls new enough",
+    )
+
+
+def _triton(problem: str | None) -> Check:
+    return Check(
+        name="Triton",
+        ok=problem is None,
+        required=False,
+        have="its kernels can run here" if problem is None else problem,
+        need="Triton's kernels on the GPU; without them torch's SDPA attends, or llama.cpp reads",
+        fix="",
     )
 
 

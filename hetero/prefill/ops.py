@@ -85,6 +85,7 @@ class TorchOps:
         v_CGD: torch.Tensor,
     ) -> torch.Tensor:
         qkv_TND = qkv_TX.view(len(qkv_TX), -1, heads.head_dim)
+        q_THD: torch.Tensor
         q_THD, k_TGD, v_TGD = qkv_TND.split(
             [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1
         )
