@@ -20,11 +20,11 @@ from hetero.experiment.engine_bench.call_timers import CallTimers
 from hetero.experiment.engine_bench.child import node_process, peak_rss_bytes, result_from_child
 from hetero.experiment.engine_bench.churn import seeded_changes
 from hetero.experiment.engine_bench.driven_engine import FIRST_TOKEN, DrivenEngine
-from hetero.experiment.engine_bench.figures import Figure, at_least, at_most
-from hetero.experiment.engine_bench.models import layout_of
 from hetero.experiment.engine_bench.settings import full_settings, quick_settings
 from hetero.experiment.engine_bench.states import States, state_frames
-from hetero.experiment.engine_bench.turns import quantile, ratios, take_turns, timed_steps
+from hetero.experiment.figures import Figure, at_least, at_most
+from hetero.experiment.models import layout_of
+from hetero.experiment.turns import quantile, ratios, take_turns, timed_steps
 from hetero.kv.staging import StagingBlob
 from hetero.llama.model import Model
 from hetero.serve.config import DecodeConfig

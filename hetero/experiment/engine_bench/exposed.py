@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hetero.experiment.engine_bench.figures import Figure, Say, at_most
-from hetero.experiment.engine_bench.models import model_file
 from hetero.experiment.engine_bench.settings import Settings
+from hetero.experiment.figures import Figure, Say, at_most
+from hetero.experiment.models import model_file
 from hetero.launch.local import LocalCluster, LocalPlan
 from hetero.launch.router_client import complete
 

@@ -12,12 +12,12 @@ import zmq
 
 from hetero.errors import EngineError
 from hetero.experiment.engine_bench.child import node_process
-from hetero.experiment.engine_bench.figures import Figure, Say, at_most
-from hetero.experiment.engine_bench.models import model_file
 from hetero.experiment.engine_bench.router_seat import RouterSeat
 from hetero.experiment.engine_bench.row_source import RowSource, row_source
 from hetero.experiment.engine_bench.settings import Settings
-from hetero.experiment.engine_bench.turns import flat, quantile, take_turns
+from hetero.experiment.figures import Figure, Say, at_most
+from hetero.experiment.models import model_file
+from hetero.experiment.turns import flat, quantile, take_turns
 from hetero.messages import Finished, Generated, Joined, Reserved, Token, ToRouter
 from hetero.serve.config import DecodeConfig
 from hetero.serve.start import run_decode

@@ -16,11 +16,11 @@ import zmq
 from hetero.errors import EngineError
 from hetero.experiment.engine_bench.child import node_process, peak_rss_bytes, result_from_child
 from hetero.experiment.engine_bench.driven_engine import GREEDY
-from hetero.experiment.engine_bench.figures import Figure, Say, at_most
-from hetero.experiment.engine_bench.models import layout_of, model_file, spec_of
 from hetero.experiment.engine_bench.router_seat import RouterSeat
 from hetero.experiment.engine_bench.row_source import row_source
 from hetero.experiment.engine_bench.settings import Settings
+from hetero.experiment.figures import Figure, Say, at_most
+from hetero.experiment.models import layout_of, model_file, spec_of
 from hetero.kv.layout import KVLayout
 from hetero.kv.staging import StateLayout
 from hetero.kv.types import kv_type

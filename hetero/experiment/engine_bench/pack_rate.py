@@ -11,9 +11,9 @@ from statistics import median
 
 import numpy as np
 
-from hetero.experiment.engine_bench.figures import Figure, Say, at_least
 from hetero.experiment.engine_bench.settings import Settings
-from hetero.experiment.engine_bench.turns import flat, ratios, take_turns
+from hetero.experiment.figures import Figure, Say, at_least
+from hetero.experiment.turns import flat, ratios, take_turns
 from hetero.kv.layout import kv_layout
 from hetero.kv.rows import pack_rows
 

@@ -14,10 +14,10 @@ from hetero.experiment.engine_bench.driven_engine import (
     DrivenEngine,
     running_engines,
 )
-from hetero.experiment.engine_bench.figures import Figure, Say, at_most
-from hetero.experiment.engine_bench.models import layout_of, model_file
 from hetero.experiment.engine_bench.settings import Settings
-from hetero.experiment.engine_bench.turns import flat, take_turns
+from hetero.experiment.figures import Figure, Say, at_most
+from hetero.experiment.models import layout_of, model_file
+from hetero.experiment.turns import flat, take_turns
 from hetero.messages import Sampling
 
 _TARGET_MS = 0.3

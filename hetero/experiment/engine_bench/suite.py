@@ -1,11 +1,10 @@
 """The table of figures, and one report from those that were asked for."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from hetero.errors import ConfigError, HeteroError
 from hetero.experiment.engine_bench import (
     churn,
     exposed,
@@ -17,9 +16,11 @@ from hetero.experiment.engine_bench import (
     sampling_cost,
     step_rate,
 )
-from hetero.experiment.engine_bench.figures import Figure, Say
-from hetero.experiment.engine_bench.machine import memory_ceilings, provenance
+from hetero.experiment.engine_bench.memory_ceilings import memory_ceilings
 from hetero.experiment.engine_bench.settings import Settings
+from hetero.experiment.figures import Figure, Say
+from hetero.experiment.machine import provenance
+from hetero.experiment.measuring import chosen, measure_each
 
 # By the name --only takes, the short ones first.
 FIGURES: dict[str, Callable[[Settings, Say], list[Figure]]] = {
@@ -41,9 +42,7 @@ def measure_engines(settings: Settings, names: Sequence[str], say: Say) -> dict[
 
     Raises: ConfigError for a name that is no figure.
     """
-    unknown = [name for name in names if name not in FIGURES]
-    if unknown:
-        raise ConfigError(f"--only: need some of {', '.join(FIGURES)}, have {', '.join(unknown)}")
+    names = chosen(names, FIGURES)
     ceilings = memory_ceilings(quick=settings.quick)
     for name, value in ceilings.items():
         say(f"{name}: {value / 1e9:.1f}e9 on one core")
@@ -52,22 +51,8 @@ def measure_engines(settings: Settings, names: Sequence[str], say: Say) -> dict[
         **provenance(),
         "ceilings": ceilings,
         "parameters": _parameters(settings),
-        "figures": [],
-        "failures": [],
-        "seconds": {},
     }
-    for name in names or FIGURES:
-        started = time.perf_counter()
-        try:
-            figures = FIGURES[name](settings, say)
-        except HeteroError as error:
-            say(f"{name}: not measured: {error}")
-            report["failures"].append({"name": name, "error": str(error)})
-            continue
-        for figure in figures:
-            say(figure.line())
-        report["figures"] += [figure.to_json() for figure in figures]
-        report["seconds"][name] = round(time.perf_counter() - started, 1)
+    measure_each(((name, partial(FIGURES[name], settings, say)) for name in names), report, say)
     return report
 
 

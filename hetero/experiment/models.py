@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hetero.experiment.engine_bench.figures import Say
+from hetero.experiment.figures import Say
 from hetero.kv.layout import KVLayout, kv_layout
 from hetero.model.gguf_file import GGUFFile
 from hetero.model.shapes import Shape

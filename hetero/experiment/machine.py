@@ -1,25 +1,18 @@
-"""Which machine, code and libraries a result is of, and how fast this machine's memory is."""
+"""Which machine, code and libraries a result is of."""
 
 import os
 import platform
 import subprocess
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
 import psutil
 
 from hetero import __version__
 
-_PACKAGES = ("llama-cpp-python", "torch", "numpy", "pyzmq", "msgspec", "xxhash", "gguf")
-
-# Beyond any last-level cache, so that it is memory that is measured.
-_CEILING_BYTES = 512 * 2**20
+_PACKAGES = ("llama-cpp-python", "torch", "triton", "numpy", "pyzmq", "msgspec", "xxhash", "gguf")
 
 
 def provenance() -> dict[str, Any]:
@@ -42,26 +35,6 @@ def provenance() -> dict[str, Any]:
             for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         },
     }
-
-
-def memory_ceilings(*, quick: bool) -> dict[str, float]:
-    """Bytes per second of one core: a copy (as bytes copied), and reading alone (a BLAS dot)."""
-    source = np.ones((_CEILING_BYTES // 64 if quick else _CEILING_BYTES) // 4, np.float32)
-    target = np.zeros_like(source)
-    return {
-        "memcpy_bytes_per_s": source.nbytes / _median_s(lambda: np.copyto(target, source)),
-        "read_bytes_per_s": source.nbytes / _median_s(lambda: np.dot(source, source)),
-    }
-
-
-def _median_s(call: Callable[[], object]) -> float:
-    call()
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return median(seconds)
 
 
 def _commit() -> str | None:
