@@ -90,6 +90,7 @@ def test_on_a_cpu_auto_is_sdpa_without_a_word(caplog):
     assert caplog.messages == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 @pytest.mark.parametrize("verb", [["generate", "-p", "a"], ["up", "--local"]])
 def test_the_command_refuses_triton_on_a_cpu_before_anything_starts(verb):
     run = hetero(*verb, "-m", "demo", "--attention", "triton", TRITON_INTERPRET="0")

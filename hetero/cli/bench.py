@@ -1,4 +1,4 @@
-"""`hetero bench engine`: this machine's engines against ceilings measured in the same run."""
+"""`hetero bench engine|kernels`: this machine against ceilings measured in the same run."""
 
 import json
 import os
@@ -11,6 +11,10 @@ from hetero.cli.output import AsJson, print_json, print_progress
 
 app = typer.Typer(help="Measure.", no_args_is_help=True)
 
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Also write the report to this file.")
+]
+
 
 @app.callback()
 def bench() -> None:
@@ -19,9 +23,7 @@ def bench() -> None:
 
 @app.command()
 def engine(
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write the report to this file.")
-    ] = None,
+    output: Output = None,
     only: Annotated[
         str, typer.Option(metavar="NAME,...", help="Some figures: pack, decode, itl ...")
     ] = "",
@@ -37,34 +39,117 @@ def engine(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-    from hetero.errors import ConfigError
     from hetero.experiment.engine_bench.settings import full_settings, quick_settings
     from hetero.experiment.engine_bench.suite import measure_engines
 
+    _check_folder(output)
+    settings = (quick_settings if quick else full_settings)(_model_folder(), threads)
+    report = measure_engines(settings, _names(only), print_progress)
+    _write(output, report)
+    _print(report, as_json)
+
+
+@app.command()
+def kernels(
+    output: Output = None,
+    only: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Some figures: attention, pack, prefill ...")
+    ] = "",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny sizes: whether it runs, not how fast.")
+    ] = False,
+    compile_only: Annotated[
+        bool, typer.Option("--compile", help="What kernels take of each GPU; needs none.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The GPU kernels of prefill as shares of what the GPU can do, and against torch's."""
+    from importlib.util import find_spec
+
+    from hetero.errors import ConfigError
+
+    _check_folder(output)
+    for package in ("torch", "triton"):
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"bench kernels: need the {package} package, have none: pip install 'hetero[torch]'"
+            )
+    if compile_only:
+        from hetero.experiment.kernel_bench.compile_table import compile_kernels, markdown
+
+        report = compile_kernels(print_progress)
+        _write(output, report)
+        if as_json:
+            print_json(report)
+        else:
+            typer.echo(markdown(report))
+        if report["failures"]:
+            raise typer.Exit(1)
+        return
+
+    from hetero.experiment.kernel_bench.device import bench_device
+    from hetero.experiment.kernel_bench.settings import full_settings, quick_settings
+
+    device = bench_device(quick=quick)
+    # Last: it takes seconds, and brings all kernels.
+    from hetero.experiment.kernel_bench.suite import measure_kernels
+
+    settings = (quick_settings if quick else full_settings)(_model_folder())
+    report = measure_kernels(
+        settings,
+        device,
+        _names(only),
+        print_progress,
+        keep=lambda so_far: _write(output, so_far),
+    )
+    _print(report, as_json)
+
+
+def _check_folder(output: Path | None) -> None:
+    from hetero.errors import ConfigError
+
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"{output}: no directory {output.parent}; make it first")
-    settings = (quick_settings if quick else full_settings)(_model_folder(), threads)
-    names = [name.strip() for name in only.split(",") if name.strip()]
-    report = measure_engines(settings, names, print_progress)
+
+
+def _names(only: str) -> list[str]:
+    return [name.strip() for name in only.split(",") if name.strip()]
+
+
+def _write(output: Path | None, report: dict[str, Any]) -> None:
     if output is not None:
         output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _print(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(report)
     else:
-        _print_table(report)
+        for figure in report["figures"]:
+            typer.echo(_line(figure))
+        for failure in report["failures"]:
+            typer.echo(f"{failure['name']:28} not measured: {failure['error']}")
     if report["failures"]:
         raise typer.Exit(1)
 
 
-def _print_table(report: dict[str, Any]) -> None:
-    for figure in report["figures"]:
+def _line(figure: dict[str, Any]) -> str:
+    target, verdict = "", "stated"
+    if figure["target"] is not None:
         target = f"{figure['target']['relation']} {figure['target']['bound']:g}"
         verdict = "met" if figure["met"] else "missed"
-        typer.echo(
-            f"{figure['name']:28} {figure['value']:10.4g} {figure['unit']:6} {target:8} {verdict}"
-        )
-    for failure in report["failures"]:
-        typer.echo(f"{failure['name']:28} not measured: {failure['error']}")
+    line = f"{figure['name']:28} {figure['value']:10.4g} {figure['unit']:6} {target:8} {verdict}"
+    parameters = figure["parameters"]
+    if "share" not in parameters:
+        return line
+    details = [
+        f"{1000 * figure['arms']['ours_s']['median']:.3g} ms",
+        f"{parameters['rate']:.4g} {parameters['rate_unit']}",
+        f"{parameters['share']:.2f} of {parameters['share_of']}",
+    ]
+    peers = parameters["times_faster_than"]
+    details += [f"{ratio:.2f} x {name}" for name, ratio in peers.items()]
+    return f"{line:65} {', '.join(details)}"
 
 
 def _model_folder() -> Path:

@@ -76,6 +76,10 @@ def make_torch_engine(
     problem = triton_problem(device)
     attention = _attention(options.attention, spec, device, problem)
     use_kernels = attention.name == "triton" or (device.type == "cuda" and problem is None)
+    if use_kernels and device.type == "cpu" and dtype == torch.bfloat16:
+        raise ConfigError(
+            "dtype bfloat16: Triton's interpreter multiplies its bits as integers: use float32"
+        )
     context_tokens = min(options.context_tokens or spec.context_length, spec.context_length)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
