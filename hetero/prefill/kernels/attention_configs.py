@@ -61,7 +61,11 @@ _CONFIGS = {
     },
     # Its compiler spills 32 rows a warp at 128 dims. Its matrix units are a quarter as fast per
     # multiprocessor as those of 8.0, so 16 rows do not starve them.
-    120: _SMALL_SHARED | {128: AttentionConfig(128, 64, 64, 8, 3)},
+    120: _SMALL_SHARED
+    | {
+        64: AttentionConfig(128, 32, 64, 4, 4),  # 64 keys spill here, with a window
+        128: AttentionConfig(128, 64, 64, 8, 3),
+    },
 }
 
 
