@@ -10,7 +10,7 @@ from tiny_models import write_tiny_model
 
 from hetero.errors import CodecError, ConfigError, EngineError, ModelError, PlanError
 from hetero.prefill.attention import SdpaAttention
-from hetero.prefill.engine import Slice, read_alone
+from hetero.prefill.engine import read_alone
 from hetero.prefill.torch_setup import TorchOptions, make_torch_engine
 
 PROMPT = random_prompt(48, vocab=300)

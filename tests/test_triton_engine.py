@@ -71,7 +71,7 @@ def test_where_weights_live_changes_nothing(tmp_path, residency):
 def test_packed_rows_are_those_that_ggml_packs(tmp_path, types):
     """Attention sums in another order, so values differ in their last bits, and codes at ties."""
     path = write_tiny_model(tmp_path / "m.gguf", head_dim=128, **SMALL)
-    by_ggml, _, layout = read(path, types=types, attention="sdpa")
+    by_ggml, _, _ = read(path, types=types, attention="sdpa")
     by_kernel, _, _ = read(path, types=types, attention="triton")
     for kind in ("k", "v"):
         differing = np.mean(by_ggml[kind] != by_kernel[kind])
