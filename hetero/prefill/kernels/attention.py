@@ -228,7 +228,7 @@ def attention_kernel(
         sum_M = tl.zeros([BLOCK_M], tl.float32)
     acc_MD = ()
     for part in tl.static_range(len(q_MD)):
-        acc_MD += (tl.zeros(q_MD[part].shape, tl.float32),)  # type: ignore[assignment]
+        acc_MD += (tl.zeros(q_MD[part].shape, tl.float32),)
     decay_M = tl.full([BLOCK_M], 1.0, tl.float32)
     weights_MN = tl.zeros([BLOCK_M, BLOCK_N], q.dtype.element_ty)
     if OVERLAP:
