@@ -155,6 +155,16 @@ def test_window_softcap_and_sinks_alone_and_together(options, with_sinks):
     assert relative_error(have.cpu(), want) < 1e-5
 
 
+@pytest.mark.parametrize(("capability", "head_dim"), [(80, 64), (90, 128)])
+@pytest.mark.parametrize("window", [40, 128, 170])
+def test_a_windows_edge_in_the_diagonals_key_tiles_and_before_them(window, capability, head_dim):
+    spans = [Span(cell=5, first=0, end=330), Span(cell=340, first=251, end=389)]
+    q, k, v = random_pool(spans, heads=4, kv_heads=1, head_dim=head_dim, dtype=F16)
+    have = attend(q, k, v, spans, capability=capability, window=window)
+    want = written_out(q, k, v, spans, window=window)
+    assert relative_error(have.float().cpu(), want) < WORST_ERROR[F16]
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, in the interpreter
 @pytest.mark.parametrize("options", [{}, {"window": 40}, {"softcap": 30.0}], ids=str)
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
@@ -193,7 +203,7 @@ def test_prompts_together_are_bit_for_bit_what_they_are_alone(lengths):
     for prefix, num_new, gap in lengths:
         spans.append(Span(cell=cell + gap, first=prefix, end=prefix + num_new))
         cell = spans[-1].cell + spans[-1].end
-    q, k, v = random_pool(spans, heads=4, kv_heads=2, head_dim=64, dtype=F16)
+    q, k, v = random_pool(spans, heads=4, kv_heads=2, head_dim=128, dtype=F16)
     together = attend(q, k, v, spans).split([span.num_new for span in spans])
     queries = q.split([span.num_new for span in spans])
     for span, new, have in zip(spans, queries, together, strict=True):
@@ -209,6 +219,41 @@ def test_heads_may_be_views_of_a_wider_row():
     wide[:, :2], wide[:, 2:4] = k, v
     have = attend(row[:, :4], wide[:, :2], wide[:, 2:4], spans)
     assert torch.equal(have, attend(q, k, v, spans))
+
+
+def test_cells_beyond_2_31_values_are_reached():
+    spans = [Span(cell=32, first=0, end=2)]
+    q, k, v = random_pool(spans, heads=2, kv_heads=1, head_dim=64, dtype=F16)
+    want = written_out(q, k, v, spans)
+    # Of these 4 GiB, two pages are touched.
+    values = torch.empty(2**31 + 2**26 + 128, dtype=F16, device=DEVICE)
+    far_k, far_v = (values[part:].as_strided((34, 1, 64), (2**26, 64, 1), part) for part in (0, 64))
+    far_k[32:], far_v[32:] = k[32:34], v[32:34]
+    have = attend(q, far_k, far_v, spans)
+    assert relative_error(have.float().cpu(), want) < WORST_ERROR[F16]
+
+
+def test_a_prompt_too_long_for_int32_within_it_is_refused():
+    attention = make()
+    plan = attention.plan([Span(cell=0, first=2**24, end=2**24 + 1)], torch.device("meta"))
+    q = torch.empty(1, 4, 64, device="meta")
+    pool = torch.empty(2**24 + 1, 2, 64, device="meta")
+    with pytest.raises(EngineError, match="need prompts below 16777216 tokens, have 16777217"):
+        attention(q, pool, pool, plan)
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_the_tiles_with_most_keys_start_first(window):
+    attention = make(options=AttentionOptions(window=window))
+    spans = [Span(cell=0, first=0, end=300), Span(cell=300, first=80, end=140)]
+    tiles = attention.plan(spans, torch.device("cpu")).tiles.tolist()
+    rows = sorted((token, row) for token, row, *_ in tiles)
+    assert rows == [(0, 0), (0, 128), (0, 256), (0, 384), (0, 512), (300, 0)]
+    keys = [
+        min(first + min(row + 128, num_rows) // 2, 64 + (window or 300))
+        for _, row, num_rows, first, _ in tiles
+    ]
+    assert keys == sorted(keys, reverse=True)
 
 
 def test_no_tokens_give_no_rows():

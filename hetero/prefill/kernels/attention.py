@@ -232,6 +232,7 @@ def attention_kernel(
     decay_M = tl.full([BLOCK_M], 1.0, tl.float32)
     weights_MN = tl.zeros([BLOCK_M, BLOCK_N], q.dtype.element_ty)
     if OVERLAP:
+        # Between iterations as integers: floats, the compiler would carry through shared memory.
         weights_MN = weights_MN.to(tl.int16, bitcast=True)
     state = (acc_MD, peak_M, sum_M, decay_M, weights_MN)
     # Masked by the window's edge, by nothing, by the diagonal. A wide window's edge is in other key
@@ -309,6 +310,13 @@ def _add_keys(
     BLOCK_N: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
+    """The state after the key tiles from `start` to `stop`.
+
+    CAUSAL: these are the diagonal's; no key from `end` on is read. WINDOW: its edge is in them.
+    OVERLAP: a tile's values are added in the next one's turn. That product keeps the matrix units
+    busy during the softmax, which does not wait for it (as in FlashAttention-3, arXiv:2407.08608).
+    The last tile's weights stay in the state.
+    """
     acc_MD, peak_M, sum_M, decay_M, weights_MN = state
     dtype: tl.constexpr = k.dtype.element_ty
     n_N = tl.arange(0, BLOCK_N)

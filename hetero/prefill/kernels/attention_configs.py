@@ -1,18 +1,20 @@
 """Stored tile shapes of the attention kernel: by GPU generation, head_dim and element size.
 
-Chosen for what a chip has, and checked offline: nothing is spilled, shared memory fits.
+Chosen for what a chip has, and checked offline: nothing is spilled, shared memory fits. None is
+measured.
 
-- A row of a tile costs its thread head_dim accumulators, so at 128 dims a warp's 32 rows fill its
-  255 registers together with 32 keys' scores. 16 rows a warp would fit more easily, but then the
-  matrix instructions of 8.0 wait for shared memory: every warp reads all of K and V from it.
-- Two blocks a multiprocessor let the matrix units of one work during the softmax of the other.
-  8.6 to 12.0 have 99 KiB of shared memory for both.
-- The compiler puts a product's warps side by side in N if a tile is wider than high, and then
-  each softmax crosses warps. Parts of at most block_m dims keep them apart in M.
-- On 9.0 only wide tiles reach the rate of wgmma: 128 rows by 128 keys, the largest that fit, three
-  deep in 224 of 227 KiB. One block a multiprocessor is left, hence `overlap`.
-
-FlashAttention-2's own choice for 8.0 and 128 dims is 128 rows by 64 keys, 4 warps.
+- Up to 9.0 and from 12.0 on: a row of a tile costs its warp head_dim accumulators, so at 128 dims a
+  warp's 32 rows fill its 255 registers together with 32 keys' scores. 16 rows a warp fit more
+  easily, but then the matrix units of 8.0 wait for shared memory: every warp reads all of K and V
+  from it. FlashAttention-2 takes 128 rows by 64 keys with 4 warps there.
+- Two blocks a multiprocessor let the matrix units of one work during the softmax of the other, and
+  during its loads where two stages, one buffer, are all that fits: 8.6 to 12.0 have 99 KiB for it.
+- The compiler puts a product's warps side by side in N if a tile is wider than high, and then each
+  softmax crosses warps. Parts of at most block_m dims keep them apart in M. Parts of 64 also take
+  fewer registers for addresses than one of 128.
+- On 9.0 only wide tiles reach the rate of wgmma: 128 rows by 128 keys, 8 warps, three stages in 224
+  of 227 KiB. That leaves one block a multiprocessor, hence `overlap`. Small heads are bound by
+  exponentials; two blocks of 4 warps keep these busy.
 """
 
 from dataclasses import dataclass, replace
@@ -53,9 +55,9 @@ _CONFIGS = {
     86: _SMALL_SHARED,
     89: _SMALL_SHARED,
     90: {
-        64: AttentionConfig(128, 64, 64, 4, 3, overlap=True),
+        64: AttentionConfig(128, 64, 64, 4, 3),
         80: AttentionConfig(128, 64, 64, 4, 3),
-        96: AttentionConfig(128, 128, 64, 8, 2, overlap=True),
+        96: AttentionConfig(128, 128, 64, 8, 3, overlap=True),
         128: AttentionConfig(128, 128, 128, 8, 3, overlap=True),
         256: AttentionConfig(128, 64, 128, 8, 2, overlap=True),
     },
