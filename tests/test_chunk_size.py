@@ -19,6 +19,7 @@ class Engine:
         self.now = 0.0
         self.seconds = seconds
         self.error = error
+        self.most_tokens = 10**9
         self.read_sizes, self.num_open = [], 0
         monkeypatch.setattr(chunk_size.time, "perf_counter", lambda: self.now)
 
@@ -31,6 +32,8 @@ class Engine:
         self.read_sizes.append(piece.num_tokens)
         self.now += self.seconds(piece.num_tokens)
         piece.run.error = self.error
+        if piece.num_tokens > self.most_tokens:
+            piece.run.error = EngineError("no")
         return iter(())
 
     def end(self, run):
@@ -43,6 +46,18 @@ def test_sizes_are_doubled_until_the_rate_is_flat(monkeypatch):
     assert measure_chunk(engine, 4096) == 2048
     assert engine.read_sizes == [n for n in (256, 512, 1024, 2048, 4096) for _ in range(2)]
     assert engine.num_open == 0
+
+
+def test_a_streamed_model_gets_long_steps_however_long_its_weights_take(monkeypatch):
+    engine = Engine(monkeypatch, lambda tokens: 1.6 + 1e-4 * tokens)
+    assert measure_chunk(engine, 8192) == 8192
+
+
+def test_a_size_that_fails_ends_the_search_at_those_that_worked(monkeypatch, caplog):
+    engine = Engine(monkeypatch, lambda tokens: 0.01 + 1e-4 * tokens)
+    engine.most_tokens = 600
+    assert measure_chunk(engine, 4096) == 512
+    assert "chunks of 1024 tokens are too many: no" in caplog.text
 
 
 def test_long_steps_are_not_tried(monkeypatch):

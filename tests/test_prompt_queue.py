@@ -38,7 +38,7 @@ class Reader:
         def start(prompt):
             assert self.held() <= self.room
 
-        self.queue.admit(lambda prompt: self.held() + prompt.num_tokens <= self.room, start)
+        self.queue.admit(lambda num_tokens: self.held() + num_tokens <= self.room, start)
         shares = self.queue.next_step(lambda prompt: prompt.name not in self.blocked)
         for share in shares:
             share.prompt.num_read += share.num_tokens
@@ -126,6 +126,43 @@ def test_a_long_prompt_without_room_is_not_starved_by_short_ones():
     assert "short1999" in names[names.index("waits") :]
 
 
+def test_short_prompts_are_not_starved_by_bulk_that_waits_for_room():
+    reader = Reader(512, room=16384)
+    for number in range(30):
+        reader.push(f"bulk{number}", 7000)
+    for _ in range(20):
+        reader.step()
+    reader.push("short", 50)
+    assert "short" in reader.step()
+
+
+def test_bulk_beside_bulk_leaves_room_for_short_prompts():
+    reader = Reader(100, room=600)
+    reader.push("first", 300)
+    reader.push("second", 300)
+    reader.step()
+    reader.push("short", 50)
+    assert "short" in reader.step()
+
+
+def test_with_room_for_one_prompt_short_and_bulk_take_turns():
+    reader = Reader(100)
+    reader.room = 0  # set below: one prompt at a time, as in llama.cpp's engine
+    reader.queue = PromptQueue(100)
+    for number in range(3):
+        reader.push(f"bulk{number}", 100)
+        reader.push(f"short{number}", 10)
+    names = []
+    while list(reader.queue):
+        reader.room = reader.held() or 10**9
+        reader.queue.admit(lambda _: not reader.queue.reading, lambda prompt: None)
+        for share in reader.queue.next_step(lambda prompt: True):
+            share.prompt.num_read += share.num_tokens
+            names.append(share.prompt.name)
+            reader.queue.remove(share.prompt)
+    assert names == ["short0", "bulk0", "short1", "bulk1", "short2", "bulk2"]
+
+
 @given(
     sizes=st.lists(st.integers(1, 400), min_size=1, max_size=12),
     budget=st.integers(4, 200),
@@ -154,7 +191,7 @@ def test_a_removed_prompt_is_in_no_queue():
     prompts = [Prompt("waiting", 10), Prompt("long", 1000)]
     for prompt in prompts:
         queue.push(prompt)
-    queue.admit(lambda prompt: prompt.name == "long", lambda prompt: None)
+    queue.admit(lambda num_tokens: num_tokens >= 1000, lambda prompt: None)
     assert list(queue) == [prompts[1], prompts[0]]
     for prompt in prompts:
         queue.remove(prompt)

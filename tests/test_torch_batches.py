@@ -173,6 +173,42 @@ def test_when_memory_runs_out_the_largest_prompt_fails_and_the_others_go_on(
     assert engine.has_room(80)
 
 
+@pytest.mark.parametrize("frame_bytes", [3_000, 12_000, 20_000])
+@pytest.mark.parametrize("failing_call", [1, 2, 3, 4])
+def test_whenever_memory_runs_out_the_others_rows_are_whole(
+    path, alone, monkeypatch, failing_call, frame_bytes
+):
+    calls = 0
+    attend = SdpaAttention.__call__
+
+    def scarce(self, q, k, v, plan):
+        nonlocal calls
+        calls += 1
+        if calls == failing_call:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")
+        return attend(self, q, k, v, plan)
+
+    engine = make(path, frame_bytes=frame_bytes)
+    monkeypatch.setattr(SdpaAttention, "__call__", scarce)
+    runs = [engine.start(PROMPTS[index]) for index in (1, 0, 2)]
+    rows = read_together(engine, runs, [40, 40, 40])
+    assert [run.error is None for run in runs] == [True, False, True]
+    for run, index in ((runs[0], 1), (runs[2], 2)):
+        for have, want in zip(rows[run].values(), alone[index][0], strict=True):
+            np.testing.assert_allclose(have, want, rtol=2**-9, atol=1e-3)
+
+
+def test_other_errors_are_not_taken_for_want_of_memory(engine, monkeypatch):
+    def broken(self, q, k, v, plan):
+        raise RuntimeError("illegal instruction")
+
+    monkeypatch.setattr(SdpaAttention, "__call__", broken)
+    run = engine.start(PROMPTS[0])
+    with pytest.raises(RuntimeError, match="illegal instruction"):
+        list(engine.read([Slice(run, 40)]))
+    engine.end(run)
+
+
 def test_when_memory_is_out_for_all_each_fails(engine, monkeypatch):
     def none_left(self, q, k, v, plan):
         raise torch.OutOfMemoryError("no")

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 
+from hetero.errors import EngineError
 from hetero.prefill.engine import PrefillEngine, Slice
 
 logger = logging.getLogger(__name__)
@@ -16,8 +17,10 @@ logger = logging.getLogger(__name__)
 # Of the best rate. The last percents cost twice the tokens.
 _GOOD_SHARE = 0.95
 
-# Longer steps are not tried: a short prompt would wait for one of them.
-_LONGEST_STEP_S = 1.0
+# A short prompt waits for a step: beyond this, longer ones are tried only while each token still
+# gets much cheaper, as where a step's time is that of bringing in the weights.
+_LONG_STEP_S = 1.0
+_MUCH_CHEAPER = 1.2
 
 _SMALLEST = 256
 
@@ -34,16 +37,30 @@ def measure_chunk(engine: PrefillEngine, largest: int) -> int:
     The first reading of each size is not timed: it compiles kernels and fills the allocator.
     """
     tokens_per_s: dict[int, float] = {}
+    best = 0.0
     for num_tokens in _doubling(_SMALLEST, largest):
-        _read_seconds(engine, num_tokens)
-        seconds = _read_seconds(engine, num_tokens)
-        tokens_per_s[num_tokens] = num_tokens / seconds
-        if seconds > _LONGEST_STEP_S:
+        try:
+            _read_seconds(engine, num_tokens)
+            seconds = _read_seconds(engine, num_tokens)
+        except EngineError as error:
+            if not tokens_per_s:
+                raise
+            logger.warning("chunks of %d tokens are too many: %s", num_tokens, error)
             break
+        rate = tokens_per_s[num_tokens] = num_tokens / seconds
+        if seconds > _LONG_STEP_S and rate < _MUCH_CHEAPER * best:
+            break
+        best = max(best, rate)
     chunk = smallest_good_chunk(tokens_per_s)
     rates = ", ".join(f"{size}: {rate:.0f}" for size, rate in tokens_per_s.items())
     logger.info("chunks of %d tokens (tokens/s by chunk: %s)", chunk, rates)
     return chunk
+
+
+def warm_up(engine: PrefillEngine, chunk_tokens: int) -> None:
+    """Compile kernels and fill the allocator before the first request would."""
+    for num_tokens in (1, chunk_tokens):
+        _read_seconds(engine, num_tokens)
 
 
 def _doubling(smallest: int, largest: int) -> Iterator[int]:

@@ -110,14 +110,20 @@ class TorchEngine:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # each thread has its own current device
         reading = list(slices)
+        # By the longest slice, so that many short ones make few frames; and once, so that what is
+        # handed out before memory runs out is whole groups of what comes after.
+        longest = max(piece.num_tokens for piece in slices)
+        groups = layer_groups(self.layout, longest, self.frame_bytes)
         num_layers_out = 0
         while reading:
             try:
-                for layers, frames in self._read(reading, num_layers_out):
+                for layers, frames in self._read(reading, groups, num_layers_out):
                     yield from frames
                     num_layers_out = layers.stop
                 return
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
                 largest = max(reading, key=lambda piece: piece.num_tokens)
                 largest.run.error = self._out_of_memory(largest, error)
                 reading.remove(largest)
@@ -126,14 +132,14 @@ class TorchEngine:
                 torch.cuda.empty_cache()
 
     def _read(
-        self, slices: Sequence[Slice], num_layers_out: int
+        self, slices: Sequence[Slice], layer_groups: Sequence[range], num_layers_out: int
     ) -> Iterator[tuple[range, Iterator[tuple[PrefillRun, RowFrame]]]]:
         """The groups of one step, each with its frames, from layer `num_layers_out` on."""
         runs, batch = self._batch(slices)
         groups: deque[_Group] = deque()
         steps = self._model.layers(batch, self._pool)
         logits_NV = None
-        for layers in layer_groups(self.layout, batch.num_tokens, self.frame_bytes):
+        for layers in layer_groups:
             for _ in layers:
                 logits_NV = next(steps)
             if layers.start >= num_layers_out:
@@ -172,7 +178,7 @@ class TorchEngine:
                     rows = self._packer.pack(values_LTGD, kind, layers.start)
                     group.parts.append((run, range(span.first, span.end), kind, rows))
             except CodecError as error:
-                run.error = error
+                run.error = error.with_traceback(None)  # which would hold on to the group
         return group
 
     def _frames(self, group: _Group) -> Iterator[tuple[PrefillRun, RowFrame]]:
@@ -184,7 +190,7 @@ class TorchEngine:
             try:
                 rows = packed.rows()
             except CodecError as error:
-                run.error = error
+                run.error = error.with_traceback(None)
                 continue
             run.pack_s += packed.seconds()
             token_bytes = len(layers) * self.layout.row_bytes(kind)
@@ -221,7 +227,7 @@ class TorchEngine:
                 )
             run.last_logits = logits
 
-    def _out_of_memory(self, piece: Slice, error: torch.OutOfMemoryError) -> EngineError:
+    def _out_of_memory(self, piece: Slice, error: RuntimeError) -> EngineError:
         have = "none"
         if self._device.type == "cuda":
             have = f"{torch.cuda.mem_get_info(self._device)[0] / 2**20:.0f} MiB"
@@ -230,3 +236,13 @@ class TorchEngine:
             f"({str(error).split('.')[0].lower()}): another program may have taken it; try again, "
             "or use a smaller --chunk"
         )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Torch's own error, or the words of cuBLAS, of Triton, or of the driver."""
+    words = str(error).lower()
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "out of memory" in words
+        or "alloc_failed" in words
+    )

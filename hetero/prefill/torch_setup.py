@@ -15,7 +15,7 @@ from hetero.kv.layout import KVLayout, kv_layout
 from hetero.model.gguf_file import GGUFFile
 from hetero.model.spec import ModelSpec, gguf_to_spec
 from hetero.prefill.attention import Attention, SdpaAttention
-from hetero.prefill.chunk_size import measure_chunk
+from hetero.prefill.chunk_size import measure_chunk, warm_up
 from hetero.prefill.kv_pool import KVPool
 from hetero.prefill.ops import Ops, TorchOps
 from hetero.prefill.packing import HostPacker, KernelPacker, Packer
@@ -68,6 +68,8 @@ def make_torch_engine(
     """
     _check_sizes(options)
     device = _device(options.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where Triton launches; each thread has its own
     dtype = _dtype(options.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
     file = GGUFFile.open(path)
     spec = gguf_to_spec(file)
@@ -115,6 +117,8 @@ def make_torch_engine(
         chunk_tokens=plan.chunk_tokens,
         frame_bytes=options.frame_bytes,
     )
+    if device.type == "cuda":
+        warm_up(engine, engine.chunk_tokens if options.chunk_tokens else 1)
     if device.type == "cuda" and options.chunk_tokens is None:
         engine.chunk_tokens = measure_chunk(engine, plan.chunk_tokens)
     return engine
@@ -246,6 +250,8 @@ def _device(name: str) -> torch.device:
             f"device {name!r}: need a GPU and torch built for CUDA, have torch {torch.__version__} "
             "that finds none: use device cpu, or --prefill llama"
         )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r}: have GPUs 0 to {torch.cuda.device_count() - 1}")
     return device
 
 

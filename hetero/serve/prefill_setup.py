@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from hetero.errors import ConfigError, ModelError
+from hetero.errors import ConfigError, ModelError, PlanError
 from hetero.kv.layout import KVLayout
 from hetero.prefill.engine import PrefillEngine
 from hetero.serve.config import DEFAULT_CHUNK_TOKENS, PrefillConfig
@@ -25,7 +25,7 @@ def make_prefill_engine(config: PrefillConfig, layout: KVLayout) -> PrefillEngin
     if problem is None:
         try:
             return _torch_engine(config)
-        except ModelError as error:
+        except (ModelError, PlanError) as error:
             problem = str(error)
     logger.info("prefill by llama.cpp, not torch: %s", problem)
     return _llama_engine(config, layout)

@@ -21,9 +21,8 @@ from hetero.serve.sender import Outbound, Sender
 
 logger = logging.getLogger(__name__)
 
-# Rows not acknowledged yet, in chunks: a prompt is read on below the first, whatever the others'
-# links do; below the second, whatever its own does. With the step being computed that bounds what
-# is packed.
+# Rows not acknowledged yet, in chunks, of one prompt and of all: a prompt with as much waits. One
+# that has none waiting is read on in any case, whatever the others' links do.
 _BACKLOG_CHUNKS = 1
 _TOTAL_BACKLOG_CHUNKS = 4
 
@@ -111,7 +110,7 @@ class PrefillWorker:
             while not self._stopped:
                 self._take_in(wait=is_idle)
                 self._drop_unwanted()
-                self._queue.admit(self._has_room, self._start)
+                self._queue.admit(self._engine.has_room, self._start)
                 shares = self._queue.next_step(self._can_go_on)
                 is_idle = not shares
                 if shares:
@@ -129,8 +128,13 @@ class PrefillWorker:
             self._push(self._wake.get())
 
     def _push(self, job: Prefill | None) -> None:
-        if job is not None:
-            self._queue.push(Reading(job))
+        if job is None:
+            return
+        reading = Reading(job)
+        if reading.num_tokens > self._engine.max_prompt_tokens:
+            self._start(reading)  # to be refused now: there will never be room
+        else:
+            self._queue.push(reading)
 
     def _drop_unwanted(self) -> None:
         """Cancelled ones, and those whose transfer has failed."""
@@ -139,11 +143,6 @@ class PrefillWorker:
                 self._fail(reading, Cancelled("cancelled by the router"))
             elif reading.outbound is not None and reading.outbound.error is not None:
                 self._fail(reading, reading.outbound.error)
-
-    def _has_room(self, reading: Reading) -> bool:
-        """What can never be read is let through, to be refused."""
-        too_long = reading.num_tokens > self._engine.max_prompt_tokens
-        return too_long or self._engine.has_room(reading.num_tokens)
 
     def _start(self, reading: Reading) -> None:
         job = reading.job
@@ -158,7 +157,7 @@ class PrefillWorker:
     def _can_go_on(self, reading: Reading) -> bool:
         if reading.outbound is None:
             return True
-        return (
+        return reading.outbound.unacknowledged_bytes == 0 or (
             reading.outbound.unacknowledged_bytes < _BACKLOG_CHUNKS * self._chunk_bytes
             and self._sender.unacknowledged_bytes < _TOTAL_BACKLOG_CHUNKS * self._chunk_bytes
         )

@@ -1,9 +1,11 @@
 """Which prompts are read, and how much of each in the next step. No engine, no threads.
 
 Two queues, first come first served in each: short prompts, which one step can read with others
-beside them, and bulk. While both wait, a step is shared between them: a short prompt waits for one
-step at most, however long the prompt before it is, and bulk goes on at a quarter of full speed or
-more. Prompts within a queue are not interleaved: that would delay all and help none.
+beside them, and bulk. While both are read they share each step: a short prompt that finds room is
+in the next step, or the one after if others were before it, however long the prompt being read is;
+bulk goes on at a quarter of full speed or more. Where an engine has room for one prompt at a time,
+as llama.cpp's, short and bulk take turns. Prompts within a queue are not interleaved: that would
+delay all and help none.
 """
 
 from collections import deque
@@ -14,10 +16,6 @@ from typing import Generic, Protocol, TypeVar
 # Of a step's tokens. What is short must fit beside bulk's share.
 _SHORT_SHARE = 1 / 2
 _BULK_SHARE = 1 / 4
-
-# Steps that short prompts may be admitted past a bulk prompt that finds no room. Then they wait
-# too, until enough of those being read have ended.
-_PATIENCE_STEPS = 8
 
 
 class Prompt(Protocol):
@@ -44,7 +42,7 @@ class PromptQueue(Generic[P]):
         self._budget = budget_tokens
         self._short: deque[P] = deque()
         self._bulk: deque[P] = deque()
-        self._num_passed_over = 0
+        self._bulk_is_next = False
         self.reading: list[P] = []  # admitted, in the order in which they were
 
     @property
@@ -65,12 +63,19 @@ class PromptQueue(Generic[P]):
             if prompt in queue:
                 queue.remove(prompt)
 
-    def admit(self, has_room: Callable[[P], bool], start: Callable[[P], None]) -> None:
-        """Start what there is room for. `start` may refuse a prompt by removing it."""
-        if self._num_passed_over <= _PATIENCE_STEPS:
-            self._admit_from(self._short, has_room, start)
-        self._admit_from(self._bulk, has_room, start)
-        self._num_passed_over = self._num_passed_over + 1 if self._bulk else 0
+    def admit(self, has_room: Callable[[int], bool], start: Callable[[P], None]) -> None:
+        """Start what there is room for, in tokens. `start` may refuse a prompt by removing it.
+
+        Short prompts first, but not twice in a row past a bulk prompt that finds no room. Bulk
+        beside bulk leaves room for short ones.
+        """
+        if self._bulk_is_next:
+            self._admit_bulk(has_room, start)
+            if self._bulk and not self._reads_bulk():
+                return  # what it waits for is held by short prompts, which are soon read
+        num_short = self._admit_short(has_room, start)
+        num_bulk = self._admit_bulk(has_room, start)
+        self._bulk_is_next = bool(self._bulk) and num_short > 0 and num_bulk == 0
 
     def next_step(self, can_go_on: Callable[[P], bool]) -> list[Share[P]]:
         """The next step's shares, of prompts being read whose rows have somewhere to go."""
@@ -92,13 +97,29 @@ class PromptQueue(Generic[P]):
                 left -= shares[-1].num_tokens
         return shares
 
-    def _admit_from(
-        self, queue: deque[P], has_room: Callable[[P], bool], start: Callable[[P], None]
-    ) -> None:
-        while queue and has_room(queue[0]):
-            prompt = queue.popleft()
-            self.reading.append(prompt)
-            start(prompt)
+    def _admit_short(self, has_room: Callable[[int], bool], start: Callable[[P], None]) -> int:
+        num_admitted = 0
+        while self._short and has_room(self._short[0].num_tokens):
+            self._admit(self._short.popleft(), start)
+            num_admitted += 1
+        return num_admitted
+
+    def _admit_bulk(self, has_room: Callable[[int], bool], start: Callable[[P], None]) -> int:
+        num_admitted = 0
+        while self._bulk:
+            spare = int(_SHORT_SHARE * self._budget) if self._reads_bulk() else 0
+            if not has_room(self._bulk[0].num_tokens + spare):
+                break
+            self._admit(self._bulk.popleft(), start)
+            num_admitted += 1
+        return num_admitted
+
+    def _admit(self, prompt: P, start: Callable[[P], None]) -> None:
+        self.reading.append(prompt)
+        start(prompt)
+
+    def _reads_bulk(self) -> bool:
+        return not all(map(self._is_short, self.reading))
 
     def _is_short(self, prompt: P) -> bool:
         return prompt.num_tokens <= _SHORT_SHARE * self._budget
