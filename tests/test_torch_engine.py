@@ -190,7 +190,10 @@ def test_bad_prompts_are_refused(engine, tokens, message):
         ({"num_threads": 0}, "num_threads: need 1 or more, have 0"),
         ({"attention": "flash9"}, "attention 'flash9': need one of auto, sdpa, triton"),
         ({"residency": "cloud"}, "residency 'cloud': need one of auto, resident, quantized, str"),
-        ({"residency": "quantized"}, "residency quantized: needs --attention triton"),
+        (
+            {"residency": "quantized"},
+            "residency quantized: need Triton's kernels: attention triton; or leave",
+        ),
         ({"device": "tpu"}, "device 'tpu': need cpu or cuda"),
         ({"device": "meta"}, "device 'meta': need cpu or cuda"),
         ({"dtype": "int8"}, "dtype 'int8': need one of float32, bfloat16, float16"),

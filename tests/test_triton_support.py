@@ -128,6 +128,12 @@ def test_unasked_a_cpu_is_left_to_llama_cpp():
     assert engine_for(device="cpu").name == "llama"
 
 
+@pytest.mark.parametrize("setting", [{"attention": "sdpa"}, {"residency": "streamed"}])
+def test_settings_of_the_torch_engine_are_refused_by_llama_cpps(setting):
+    with pytest.raises(ConfigError, match="is the torch engine's, have engine llama"):
+        engine_for(engine="llama", **setting)
+
+
 def test_an_attention_asked_for_means_the_torch_engine():
     engine = engine_for(device="cpu", attention="sdpa")
     assert (engine.name, engine.attention) == ("torch", "sdpa")

@@ -139,7 +139,10 @@ def _memory_plan(
     chunk_tokens = options.chunk_tokens or min(_DEFAULT_CHUNK_TOKENS, context_tokens)
     if device.type == "cpu":
         if wanted in ("quantized", "streamed") and not use_kernels:
-            raise ConfigError(f"residency {wanted}: needs --attention triton")
+            raise ConfigError(
+                f"residency {wanted}: need Triton's kernels: {problem or 'attention triton'}; or "
+                "leave it out"
+            )
         return MemoryPlan(
             residency="resident" if wanted == "auto" else wanted,
             num_cells=2 * context_tokens,

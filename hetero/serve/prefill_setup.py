@@ -18,8 +18,13 @@ def make_prefill_engine(config: PrefillConfig, layout: KVLayout) -> PrefillEngin
     Raises: ConfigError, ModelError or PlanError if the engine asked for can't.
     """
     if config.engine == "llama":
+        for name, value in (("attention", config.attention), ("residency", config.residency)):
+            if value != "auto":
+                raise ConfigError(
+                    f"{name} {value}: is the torch engine's, have engine llama; leave it out"
+                )
         return _llama_engine(config, layout)
-    if config.engine == "torch" or config.attention != "auto":
+    if config.engine == "torch" or config.attention != "auto" or config.residency != "auto":
         return _torch_engine(config)
     problem = _why_not_torch(config)
     if problem is None:

@@ -63,6 +63,8 @@ def markdown(report: dict[str, Any]) -> str:
     for row in report["kernels"]:
         cells.setdefault(row["case"], {})[str(row["capability"])] = _cell(row)
     lines = [
+        "From the compiler; no GPU ran this, and it says nothing about speed.",
+        "",
         "Registers a thread, shared memory a block, by compute capability; Triton "
         f"{report['versions']['triton']}.",
         "",
