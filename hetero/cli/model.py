@@ -92,20 +92,13 @@ def model_path(name: str) -> Path:
 def _kv_bytes_per_token(spec: "ModelSpec") -> dict[str, int | None]:
     """For K and V of each type; None where llama.cpp can't cut a head into the type's blocks."""
     from hetero.errors import ModelError
-    from hetero.kv.layout import kv_layout
+    from hetero.kv.layout import model_layout
     from hetero.kv.types import KV_TYPES
 
     costs: dict[str, int | None] = {}
     for name in KV_TYPES:
         try:
-            layout = kv_layout(
-                num_layers=spec.num_layers,
-                num_kv_heads=spec.num_kv_heads,
-                head_dim_k=spec.head_dim_k,
-                head_dim_v=spec.head_dim_v,
-                k_type=name,
-                v_type=name,
-            )
+            layout = model_layout(spec, name, name)
         except ModelError:
             costs[name] = None
         else:

@@ -88,7 +88,7 @@ def check_plan(
     Raises: ConfigError or ModelError for types, PlanError for memory.
     """
     from hetero.decode.memory import check_memory
-    from hetero.kv.layout import kv_layout
+    from hetero.kv.layout import model_layout
 
     if attention is not AttentionKernel.AUTO and prefill is Engine.LLAMA:
         raise ConfigError(
@@ -101,14 +101,7 @@ def check_plan(
             f"context: need at most the {spec.context_length} tokens the model was trained for, "
             f"have {context_tokens}"
         )
-    layout = kv_layout(
-        num_layers=spec.num_layers,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim_k=spec.head_dim_k,
-        head_dim_v=spec.head_dim_v,
-        k_type=kv_k,
-        v_type=kv_v,
-    )
+    layout = model_layout(spec, kv_k, kv_v)
     # The decode nodes alone: prefill nodes may keep theirs on a GPU.
     check_memory(
         spec.weight_bytes,

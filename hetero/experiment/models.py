@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hetero.experiment.figures import Say
-from hetero.kv.layout import KVLayout, kv_layout
+from hetero.kv.layout import KVLayout, model_layout
 from hetero.model.gguf_file import GGUFFile
 from hetero.model.shapes import Shape
 from hetero.model.spec import ModelSpec, gguf_to_spec
@@ -26,11 +26,4 @@ def spec_of(path: Path) -> ModelSpec:
 
 def layout_of(path: Path, kv_type: str) -> KVLayout:
     spec = spec_of(path)
-    return kv_layout(
-        num_layers=spec.num_layers,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim_k=spec.head_dim_k,
-        head_dim_v=spec.head_dim_v,
-        k_type=kv_type,
-        v_type=kv_type,
-    )
+    return model_layout(spec, kv_type, kv_type)

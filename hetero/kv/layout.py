@@ -3,6 +3,8 @@
 A row is one token's KV heads side by side. Nothing here imports torch or llama.cpp.
 """
 
+from typing import Protocol
+
 import msgspec
 
 from hetero.errors import ModelError
@@ -73,6 +75,31 @@ def kv_layout(
         if _rotates(kv_type(k_type), head_dim_k)
         else 0,
         v_rotation=_SMALLEST_ROTATION if _rotates(kv_type(v_type), head_dim_v) else 0,
+    )
+
+
+class CachedModel(Protocol):
+    """What of a model's spec its cache depends on."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim_k(self) -> int: ...
+    @property
+    def head_dim_v(self) -> int: ...
+
+
+def model_layout(model: CachedModel, k_type: str, v_type: str) -> KVLayout:
+    """`kv_layout` of a model's spec."""
+    return kv_layout(
+        num_layers=model.num_layers,
+        num_kv_heads=model.num_kv_heads,
+        head_dim_k=model.head_dim_k,
+        head_dim_v=model.head_dim_v,
+        k_type=k_type,
+        v_type=v_type,
     )
 
 

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from hetero.errors import ConfigError
-from hetero.kv.layout import KVLayout, kv_layout
+from hetero.kv.layout import model_layout
 from hetero.model.gguf_file import GGUFFile
 from hetero.model.spec import ModelSpec, gguf_to_spec
 from hetero.prefill.attention import Attention, SdpaAttention
@@ -74,7 +74,7 @@ def make_torch_engine(
     file = GGUFFile.open(path)
     spec = gguf_to_spec(file)
     check_supported(spec)
-    layout = _layout(spec, layout_types)
+    layout = model_layout(spec, *layout_types)
     problem = triton_problem(device)
     attention = _attention(options.attention, spec, device, problem)
     use_kernels = attention.name == "triton" or (device.type == "cuda" and problem is None)
@@ -211,18 +211,6 @@ def _ops(use_kernels: bool) -> Ops:
     from hetero.prefill.kernels.elementwise import TritonOps
 
     return TritonOps()
-
-
-def _layout(spec: ModelSpec, layout_types: tuple[str, str]) -> KVLayout:
-    k_type, v_type = layout_types
-    return kv_layout(
-        num_layers=spec.num_layers,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim_k=spec.head_dim_k,
-        head_dim_v=spec.head_dim_v,
-        k_type=k_type,
-        v_type=v_type,
-    )
 
 
 def _residency(name: str) -> Residency | Literal["auto"]:

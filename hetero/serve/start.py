@@ -23,12 +23,12 @@ from hetero.decode.engine import DecodeEngine
 from hetero.decode.grammar import GrammarChecker
 from hetero.decode.memory import check_memory
 from hetero.errors import ConfigError
-from hetero.kv.layout import KVLayout, kv_layout
+from hetero.kv.layout import model_layout
 from hetero.llama.model import Model
 from hetero.messages import Fingerprint, NodeInfo
 from hetero.model.fingerprint import fingerprint_model
 from hetero.model.gguf_file import GGUFFile
-from hetero.model.spec import ModelSpec, gguf_to_spec
+from hetero.model.spec import gguf_to_spec
 from hetero.serve.config import DecodeConfig, PrefillConfig, RouterConfig
 from hetero.serve.decode_node import DecodeNode
 from hetero.serve.engine_thread import EngineThread
@@ -119,7 +119,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def run_prefill(config: PrefillConfig, announce: Announce) -> None:
     spec = gguf_to_spec(GGUFFile.open(config.model))
-    layout = _layout(spec, config.kv_k, config.kv_v)
+    layout = model_layout(spec, config.kv_k, config.kv_v)
     fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
     engine = make_prefill_engine(config, layout)
     with Model(config.model, vocab_only=True) as model, zmq.Context() as context:
@@ -147,7 +147,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
 
 def run_decode(config: DecodeConfig, announce: Announce) -> None:
     spec = gguf_to_spec(GGUFFile.open(config.model))
-    layout = _layout(spec, config.kv_k, config.kv_v)
+    layout = model_layout(spec, config.kv_k, config.kv_v)
     if config.gpu_layers == 0:
         check_memory(
             spec.weight_bytes, layout, slots=config.slots, context_tokens=config.context_tokens
@@ -207,17 +207,6 @@ def _run_until_signalled(
         signal.signal(number, lambda *_: node.stop())
     announce({"role": role, "name": name, "pid": os.getpid()})
     node.run()
-
-
-def _layout(spec: ModelSpec, kv_k: str, kv_v: str) -> KVLayout:
-    return kv_layout(
-        num_layers=spec.num_layers,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim_k=spec.head_dim_k,
-        head_dim_v=spec.head_dim_v,
-        k_type=kv_k,
-        v_type=kv_v,
-    )
 
 
 def _versions(*packages: str) -> dict[str, str]:
