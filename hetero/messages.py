@@ -15,7 +15,7 @@ from hetero.kv.layout import KVLayout
 _T = TypeVar("_T")
 
 # The first byte of every message; raised with every change that an older peer would misread.
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 # The longest prompt a peer may announce: the "1M tokens later" of the roadmap, with room.
 MAX_PROMPT_TOKENS = 4 * 2**20
@@ -102,14 +102,27 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     logprob: TokenLogprob | None = None
 
 
+# How the bytes of a transfer are protected, the weakest first: see `transport.seals`.
+SealName = Literal["none", "mac", "aead"]
+
+
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """A decode node's promise to hold room for one prompt's KV until the lease runs out."""
+    """A decode node's promise to hold room for one prompt's KV until the lease runs out.
+
+    Its id is never given out again, and its key is the transfer's alone: what is written under an
+    old ticket can't reach another's rows. Travels over control sockets only.
+    """
 
     ticket_id: Name  # begins with the router's id
     address: str  # where the source dials
     num_tokens: Count  # the prompt's length
     lease_s: float  # renewed by every frame and by the router
+    key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    seal: SealName
     have_tokens: int = 0  # tokens the sink already holds, for suffix-only transfer later
+
+    def __repr__(self) -> str:  # of messages too: the key must not reach a log
+        return f"Ticket({self.ticket_id!r}, {self.address!r}, {self.seal})"
 
 
 # Node -> router.
@@ -128,6 +141,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     chunk_tokens: int  # prompt tokens it reads at a time
     engine: str
     attention: str
+    seal: SealName  # a decode node's transfers have it; a prefill node takes none weaker
     versions: dict[str, str]
 
 
@@ -282,7 +296,7 @@ class Rows(Message, frozen=True, kw_only=True):
     end_layer: Count
     first_token: Count
     end_token: Count
-    checksum: int  # xxh3-64 of the rows
+    frame: Count  # counts from 0 in a transfer; its credit names it
 
 
 class Done(Message, frozen=True, kw_only=True):
@@ -297,6 +311,13 @@ class Abort(Message, frozen=True, kw_only=True):
     reason: str
 
 
+# Either way: says that its sender is there when it has nothing else to say.
+
+
+class Alive(Message, frozen=True, kw_only=True):
+    ticket_id: Name
+
+
 # Sink -> source.
 
 
@@ -308,10 +329,10 @@ class Ready(Message, frozen=True, kw_only=True):
 
 
 class Credit(Message, frozen=True, kw_only=True):
-    """These bytes have been placed and may be spent again."""
+    """A frame has been placed: its bytes may be spent again."""
 
     ticket_id: Name
-    credit_bytes: Annotated[int, msgspec.Meta(ge=1)]
+    frame: Count
 
 
 class Refused(Message, frozen=True, kw_only=True):
@@ -325,8 +346,8 @@ ToRouter = (
     Hello | Heartbeat | Reserved | FirstTokens | Sent | Joined | Generated | Finished | Failed
 )
 ToNode = WhoAreYou | Welcome | Unwelcome | Reserve | Generate | Prefill | Renew | Cancel
-ToSink = Open | Rows | Done | Abort
-ToSource = Ready | Credit | Refused
+ToSink = Open | Rows | Done | Abort | Alive
+ToSource = Ready | Credit | Refused | Alive
 
 _VERSION_BYTE = bytes([WIRE_VERSION])
 _encoder = msgspec.msgpack.Encoder()

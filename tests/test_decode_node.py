@@ -1,16 +1,20 @@
 """A decode node over real sockets; the test is its router and its prefill node, honest or not."""
 
+import struct
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import msgspec
 import numpy as np
 import pytest
 import zmq
 from llama_reference import Reference, random_prompt
 from tiny_models import write_tiny_model
+from wire_ends import HandSource
 
 from hetero.decode.engine import DecodeConfig, DecodeEngine
+from hetero.errors import PeerError
 from hetero.kv.layout import kv_layout
 from hetero.kv.rows import RowFrame
 from hetero.kv.staging import read_state
@@ -28,7 +32,6 @@ from hetero.messages import (
     Joined,
     ModelFingerprint,
     NodeInfo,
-    Ready,
     Refused,
     Renew,
     Reserve,
@@ -43,8 +46,8 @@ from hetero.messages import (
 from hetero.serve import control
 from hetero.serve.decode_node import DecodeNode
 from hetero.serve.engine_thread import EngineThread
-from hetero.transport.transfer import SourceTransfer
-from hetero.transport.zmq_link import MAX_FRAME_BYTES, SinkLink, SourceLink
+from hetero.transport.connection import MAX_ROWS_BYTES, dial
+from hetero.transport.tcp_sink import TcpSink
 
 GREEDY = Sampling(temperature=0, ignore_eos=True)
 LAYOUT = kv_layout(
@@ -116,13 +119,14 @@ class Harness:
             chunk_tokens=64,
             engine="llama",
             attention="llama",
+            seal="aead",
             versions={},
         )
         self.node = DecodeNode(
             self.thread,
             info,
             router=f"tcp://127.0.0.1:{port}",
-            data=SinkLink(context, "tcp://127.0.0.1:0"),
+            sink=TcpSink("tcp://127.0.0.1:0"),
             context=context,
             credit_bytes=30_000,
         )
@@ -178,34 +182,7 @@ class Harness:
         return self.until(Reserved, lambda message: message.request_id == request_id).ticket
 
     def source(self, ticket, fingerprint=FINGERPRINT):
-        return Source(self.context, ticket, fingerprint)
-
-
-class Source:
-    """A prefill node's end of one transfer, driven by hand."""
-
-    def __init__(self, context, ticket, fingerprint):
-        self.transfer = SourceTransfer(ticket, fingerprint)
-        self.link = SourceLink(context, ticket.address)
-        self.link.send(self.transfer.open())
-
-    def hear(self, kind):
-        for message in self.link.receive(WAIT_S):
-            assert isinstance(message, kind), message
-            return message
-        raise AssertionError(f"no {kind.__name__}")
-
-    def ready(self):
-        self.transfer.receive(self.hear(Ready), 0.0)
-
-    def send(self, frames):
-        for frame in frames:
-            while not self.transfer.may_send(frame.rows.nbytes):
-                self.transfer.receive(self.hear(Credit), 0.0)
-            self.link.send(self.transfer.rows(frame, handed_over=0.0, now=0.0), frame.rows)
-
-    def close(self):
-        self.link.close()
+        return HandSource(ticket, fingerprint)
 
 
 @contextmanager
@@ -234,7 +211,7 @@ def test_kv_that_comes_over_the_wire_continues_as_llama_alone(node, alone):
     source = node.source(node.reserve())
     source.ready()
     source.send(frames)
-    source.link.send(source.transfer.done((Token("r", 0, 0, expected[0]),)))
+    source.done((Token("r", 0, 0, expected[0]),))
     node.until(Finished)
     assert generated(node.said) == expected
     assert any(isinstance(message, Joined) for message in node.said)
@@ -278,12 +255,14 @@ def test_another_model_is_refused_by_name_on_both_sides(node):
 def test_damaged_rows_fail_the_request_and_free_its_room(node, alone):
     source = node.source(node.reserve())
     source.ready()
-    header = source.transfer.rows(alone[0][0], handed_over=0.0, now=0.0)
-    damaged = alone[0][0].rows.copy()
-    damaged[0, 3, 3] ^= 1
-    source.link.send(header, damaged)
-    assert "damaged on the way" in source.hear(Refused).reason
-    assert "damaged on the way" in node.until(Failed).message
+    frame = alone[0][0]
+    header = encode(source.transfer.rows(frame, handed_over=0.0, now=0.0))
+    pieces = source.connection._sealed(header, frame.rows.nbytes)
+    damaged = bytearray(*source.connection._sealing.seal(frame.rows.reshape(-1).data))
+    damaged[333] ^= 1
+    source.connection._socket.sendall(b"".join(pieces) + damaged)
+    assert "need them as they were sent" in source.hear(Refused).reason
+    assert "need them as they were sent" in node.until(Failed).message
     node.until_idle()
     source.close()
 
@@ -299,7 +278,7 @@ def test_cancel_frees_everything_at_any_moment(node, alone, stage):
     if stage in ("half way", "generating"):
         source.send(frames[: 5 if stage == "half way" else None])
     if stage == "generating":
-        source.link.send(source.transfer.done((Token("r", 0, 0, expected[0]),)))
+        source.done((Token("r", 0, 0, expected[0]),))
         node.until(Joined)
     node.tell(Cancel(request_id="r"))
     node.until_idle()
@@ -327,33 +306,35 @@ def test_a_late_writer_can_not_touch_a_reused_slot(node, alone):
     source = node.source(node.reserve("s"))
     source.ready()
     garbage = frames[3].rows * 0
-    late.link.send(late.transfer.rows(frames[3], handed_over=0.0, now=0.0), garbage)
+    with suppress(OSError):  # the connection may be gone already
+        late.say(late.transfer.rows(frames[3], handed_over=0.0, now=0.0), garbage)
     source.send(frames)
-    source.link.send(source.transfer.done((Token("s", 0, 0, expected[0]),)))
+    source.done((Token("s", 0, 0, expected[0]),))
     node.until(Finished)
     assert generated(node.said, "s") == expected
     source.close()
     late.close()
 
 
-def test_a_ticket_is_good_for_one_connection_only(node, alone):
+def test_a_thief_without_the_tickets_key_gets_nothing(node, alone):
     ticket = node.reserve()
     source = node.source(ticket)
     source.ready()
-    thief = node.source(ticket)
-    assert thief.hear(Refused).reason == "no such ticket"
+    stolen = msgspec.structs.replace(ticket, key=bytes(32))
+    with pytest.raises(PeerError, match="need the rest of a frame, have its end"):
+        dial(stolen, 1, WAIT_S)
     source.send(alone[0])
-    source.link.send(source.transfer.done((Token("r", 0, 0, alone[1][0]),)))
+    source.done((Token("r", 0, 0, alone[1][0]),))
     node.until(Finished)
+    assert generated(node.said) == alone[1]
     source.close()
-    thief.close()
 
 
 def test_an_aborted_transfer_fails_the_request(node):
     source = node.source(node.reserve())
     source.ready()
-    source.link.send(Abort(ticket_id=source.transfer.ticket.ticket_id, reason="out of memory"))
-    assert "aborted: out of memory" in node.until(Failed).message
+    source.say(Abort(ticket_id=source.transfer.ticket.ticket_id, reason="out of memory"))
+    assert "the prefill node gave up: out of memory" in node.until(Failed).message
     node.until_idle()
     source.close()
 
@@ -391,42 +372,34 @@ def test_a_request_that_does_not_fit_fails_alone(node):
     node.reserve("small")
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [[b""], [b"junk"], [b"\x01junk"], [b"\x02"], [b"a", b"b", b"c"], [b"\x01", b"\xff" * 9]],
-)
-def test_malformed_data_is_dropped_and_the_node_lives_on(node, alone, parts):
-    ticket = node.reserve()
-    with node.context.socket(zmq.DEALER) as stranger:
-        stranger.setsockopt(zmq.LINGER, 1000)
-        stranger.connect(ticket.address)
-        stranger.send_multipart(parts)
-        source = node.source(ticket)
-        source.ready()
-        source.send(alone[0])
-        source.link.send(source.transfer.done((Token("r", 0, 0, alone[1][0]),)))
-        node.until(Finished)
-        source.close()
-    assert generated(node.said) == alone[1]
+@pytest.mark.parametrize("message", [b"", b"junk", b"\x02junk", b"\x03", b"\x02" + b"\xff" * 9])
+def test_a_malformed_message_fails_its_request_only(node, alone, message):
+    source = node.source(node.reserve())
+    source.ready()
+    source.connection.send(message)
+    assert node.until(Failed).kind == "PeerError"
+    continues(node, alone, "next")
+    source.close()
 
 
-def test_an_oversized_frame_loses_its_connection_only(node, alone):
-    ticket = node.reserve()
-    with node.context.socket(zmq.DEALER) as flooder:
-        flooder.setsockopt(zmq.LINGER, 0)
-        monitor = flooder.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        flooder.connect(ticket.address)
-        flooder.send(bytes(MAX_FRAME_BYTES + 1))
-        assert monitor.poll(1000 * WAIT_S), "the flooder was not disconnected"
-        flooder.disable_monitor()
-        monitor.close()
-        source = node.source(ticket)
-        source.ready()
-        source.send(alone[0])
-        source.link.send(source.transfer.done((Token("r", 0, 0, alone[1][0]),)))
-        node.until(Finished)
-        source.close()
-    assert generated(node.said) == alone[1]
+def test_an_oversized_frame_is_refused_before_it_is_read(node, alone):
+    source = node.source(node.reserve())
+    source.ready()
+    source.connection._socket.sendall(struct.pack("<II", 100, MAX_ROWS_BYTES + 1))
+    assert f"have 100 and {MAX_ROWS_BYTES + 1}" in node.until(Failed).message
+    continues(node, alone, "next")
+    source.close()
+
+
+def continues(node, alone, request_id):
+    """The node still takes a transfer and goes on from it."""
+    source = node.source(node.reserve(request_id))
+    source.ready()
+    source.send(alone[0])
+    source.done((Token(request_id, 0, 0, alone[1][0]),))
+    node.until(Finished)
+    assert generated(node.said, request_id) == alone[1]
+    source.close()
 
 
 def test_malformed_control_messages_are_dropped(node):
@@ -473,9 +446,9 @@ def test_renewing_what_the_node_does_not_know_is_answered(node):
 def test_rows_with_absurd_ranges_fail_their_request_only(node, ranges, payload):
     source = node.source(node.reserve())
     source.ready()
-    header = {"first_layer": 0, "end_layer": 1, "first_token": 0, "end_token": 2, "checksum": 0}
+    header = {"first_layer": 0, "end_layer": 1, "first_token": 0, "end_token": 2, "frame": 0}
     rows = Rows(ticket_id=source.transfer.ticket.ticket_id, kind="k", **header | ranges)
-    source.link.send(rows, np.frombuffer(payload, np.uint8))
-    assert "need rows of" in node.until(Failed).message
+    source.say(rows, np.frombuffer(payload, np.uint8))
+    assert "need rows " in node.until(Failed).message
     node.reserve("next")
     source.close()

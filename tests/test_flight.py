@@ -26,7 +26,9 @@ SPLIT = Route(kind="split", decode_node="d", prefill_node="p", reason="")
 LOCAL = Route(kind="local", decode_node="d", prefill_node=None, reason="")
 FIRST_ONLY = Route(kind="split", decode_node=None, prefill_node="p", reason="")
 END = 2
-TICKET = Ticket(ticket_id="r.1", address="tcp://x:1", num_tokens=3, lease_s=30)
+TICKET = Ticket(
+    ticket_id="r.1", address="tcp://x:1", num_tokens=3, lease_s=30, key=bytes(32), seal="aead"
+)
 
 
 def flight(route=SPLIT, max_tokens=5, num_choices=1, **sampling):

@@ -1,5 +1,6 @@
 """A prefill node over real sockets; the test is its router and its decode node, honest or not."""
 
+import socket
 import threading
 import time
 
@@ -8,6 +9,7 @@ import pytest
 import zmq
 from llama_reference import Reference, random_prompt
 from tiny_models import write_tiny_model
+from wire_ends import HandSink
 
 from hetero.errors import PeerError
 from hetero.kv.layout import kv_layout
@@ -40,7 +42,6 @@ from hetero.serve import control
 from hetero.serve.prefill_node import PrefillNode
 from hetero.serve.prefill_worker import PrefillWorker
 from hetero.transport.transfer import SinkTransfer, State
-from hetero.transport.zmq_link import SinkLink
 
 LAYOUT = kv_layout(
     num_layers=3, num_kv_heads=2, head_dim_k=64, head_dim_v=64, k_type="q8_0", v_type="q8_0"
@@ -52,6 +53,7 @@ FINGERPRINT = Fingerprint(
 PROMPT = tuple(random_prompt(200))
 GREEDY = Sampling(temperature=0)
 WAIT_S = 20
+KEY = bytes(range(32))
 
 
 @pytest.fixture(autouse=True)
@@ -91,10 +93,10 @@ class Harness:
         self.router = context.socket(zmq.ROUTER)
         self.router.setsockopt(zmq.LINGER, 0)
         port = self.router.bind_to_random_port("tcp://127.0.0.1")
-        self.sink = SinkLink(context, "tcp://127.0.0.1:0")
+        self.sink = HandSink()
         self.engine = (make_engine or llama_engine)(model_path)
         self.model = Model(model_path, vocab_only=True)
-        self.worker = PrefillWorker(self.engine, self.model.vocab, FINGERPRINT, context)
+        self.worker = PrefillWorker(self.engine, self.model.vocab, FINGERPRINT)
         info = NodeInfo(
             name="p",
             role="prefill",
@@ -108,6 +110,7 @@ class Harness:
             chunk_tokens=64,
             engine="llama",
             attention="llama",
+            seal="aead",
             versions={},
         )
         self.node = PrefillNode(
@@ -141,13 +144,17 @@ class Harness:
                 return message
         raise AssertionError(f"no {kind.__name__}; the node said {self.said}")
 
-    def ticket(self, name="r.1", lease_s=30.0, address=None):
-        return Ticket(
+    def ticket(self, name="r.1", lease_s=30.0, address=None, seal="aead"):
+        ticket = Ticket(
             ticket_id=name,
             address=address or self.sink.address,
             num_tokens=len(PROMPT),
             lease_s=lease_s,
+            key=KEY,
+            seal=seal,
         )
+        self.sink.tickets[name] = ticket
+        return ticket
 
     def prefill(self, ticket, request_id="r", prompt=PROMPT, **sampling):
         self.tell(
@@ -161,10 +168,9 @@ class Harness:
         )
 
     def incoming(self):
-        """The source's next messages, for ever; each is (peer, message, payload)."""
-        while self.sink.socket.poll(1000 * WAIT_S):
-            yield from self.sink.receive()
-        raise AssertionError("the source fell silent")
+        """The sources' next messages, for ever; each is (connection, message, rows)."""
+        while True:
+            yield self.sink.receive()
 
     def hear(self, kind):
         for peer, message, _ in self.incoming():
@@ -236,7 +242,7 @@ def test_a_sink_that_falls_silent_fails_the_request(node, alone):
     node.prefill(node.ticket(lease_s=0.5))
     peer, message = node.hear(Open)
     node.sink.send(peer, Ready(ticket_id=message.ticket_id, credit_bytes=1))
-    assert "need an answer within 0.5 s, have none" in node.until(Failed).message
+    assert "need a sign of life within 0.5 s, have none" in node.until(Failed).message
     # The node lives on.
     node.prefill(node.ticket("s.1"), "s")
     node.receive_all()
@@ -244,11 +250,10 @@ def test_a_sink_that_falls_silent_fails_the_request(node, alone):
 
 
 def test_a_sink_that_is_not_there_fails_the_request(node):
-    with zmq.Context() as context:
-        gone = SinkLink(context, "tcp://127.0.0.1:0")
-        gone.close()
-    node.prefill(node.ticket(lease_s=0.5, address=gone.address))
-    assert "need an answer within 0.5 s" in node.until(Failed).message
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    node.prefill(node.ticket(address=f"tcp://127.0.0.1:{port}"))
+    assert "can't connect: connection refused" in node.until(Failed).message
 
 
 @pytest.mark.parametrize("stage", ["queued", "waiting for credit"])
@@ -274,7 +279,7 @@ def test_what_cannot_be_read_fails_alone(node, alone):
     node.prefill(node.ticket("t.1"), "odd", prompt=(5, 10**6))
     assert "need token ids below 512, have 1000000" in node.until(Failed).message
     node.prefill(node.ticket("u.1"), "bad", grammar="root ::= (")
-    with pytest.raises(PeerError, match="aborted: grammar: need valid GBNF"):
+    with pytest.raises(PeerError, match="gave up: grammar: need valid GBNF"):
         node.receive_all()
     assert "need valid GBNF" in node.until(Failed).message
     node.prefill(node.ticket("s.1"), "s")
@@ -296,12 +301,18 @@ def test_prompts_are_read_in_the_order_they_came(node, alone):
     assert firsts == ["a", "b", "c"]
 
 
-def test_replies_that_are_no_messages_are_dropped(node):
+def test_replies_that_are_no_messages_fail_their_request(node, alone):
     node.prefill(node.ticket())
-    peer, message = node.hear(Open)
-    node.sink.socket.send_multipart([peer, b"\x01junk"])
-    node.sink.send(peer, Ready(ticket_id=message.ticket_id, credit_bytes=10**6))
-    node.hear(Rows)
+    connection, _ = node.hear(Open)
+    connection.send(b"\x02junk")
+    assert "malformed message" in node.until(Failed).message
+    node.prefill(node.ticket("s.1"), "s")
+    assert node.receive_all().staging.is_complete
+
+
+def test_a_ticket_that_asks_for_less_protection_is_refused(node):
+    node.prefill(node.ticket(seal="mac"))
+    assert "seal: need aead or stronger" in node.until(Failed).message
 
 
 @pytest.fixture

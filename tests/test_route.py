@@ -32,6 +32,7 @@ def node(name, role, num_requests=0, **options):
         "chunk_tokens": 512,
         "engine": "llama",
         "attention": "llama",
+        "seal": "aead",
         "versions": {},
     }
     return NodeView(

@@ -41,7 +41,9 @@ from hetero.serve.router import Router
 from hetero.serve.service import Request, ServedModel, Summary
 
 WAIT_S = 20
-TICKET = Ticket(ticket_id="r.1", address="tcp://x:1", num_tokens=3, lease_s=30)
+TICKET = Ticket(
+    ticket_id="r.1", address="tcp://x:1", num_tokens=3, lease_s=30, key=bytes(32), seal="aead"
+)
 
 
 @pytest.fixture(scope="module")

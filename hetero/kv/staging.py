@@ -11,12 +11,14 @@ as llama-cpp-python 0.3.36 reads it, checked at start-up by `hetero.kv.probe`:
 """
 
 import struct
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from hetero.errors import EngineError, PeerError
+from hetero.kv.coverage import Coverage
 from hetero.kv.layout import KVLayout
 from hetero.kv.rows import Kind, RowFrame
 from hetero.kv.types import kv_type
@@ -79,14 +81,16 @@ class StateLayout:
 
 
 class StagingBlob:
-    """A sequence state being filled by row frames, which must come in order and without overlap."""
+    """A sequence state being filled by row frames, in any order, by any number of threads."""
 
     def __init__(self, layout: KVLayout, num_tokens: int, num_streams: int) -> None:
         self._state = StateLayout(layout, num_tokens, num_streams)
         self.blob = np.empty(self._state.num_bytes, np.uint8)
         for offset, header in self._state.headers(np.arange(num_tokens, dtype=np.int32)):
             self.blob[offset : offset + len(header)] = np.frombuffer(header, np.uint8)
-        self._next_token = {kind: [0] * layout.num_layers for kind in ("k", "v")}
+        self._claims = {kind: [Coverage() for _ in range(layout.num_layers)] for kind in ("k", "v")}
+        self._missing_bytes = num_tokens * layout.token_bytes
+        self._lock = threading.Lock()  # of the two above
 
     @property
     def num_bytes(self) -> int:
@@ -94,19 +98,25 @@ class StagingBlob:
 
     @property
     def is_complete(self) -> bool:
-        return all(
-            token == self._state.num_tokens
-            for tokens in self._next_token.values()
-            for token in tokens
-        )
+        return self._missing_bytes == 0
 
     def place(self, frame: RowFrame) -> None:
         """Copy a frame's rows to their final offset.
 
-        Raises: PeerError for rows outside the sequence, of a wrong size, repeated or out of order.
+        Raises: PeerError for rows outside the sequence, of a wrong size, or there already.
         """
+        self._check(frame)
+        with self._lock:
+            self._claim(frame)
+        for index, layer in enumerate(range(frame.first_layer, frame.end_layer)):
+            rows = self._state.rows(self.blob, frame.kind, layer)
+            rows[frame.first_token : frame.end_token] = frame.rows[index]
+        with self._lock:
+            self._missing_bytes -= frame.rows.nbytes
+
+    def _check(self, frame: RowFrame) -> None:
         kv, num_tokens = self._state.kv, self._state.num_tokens
-        if frame.kind not in self._next_token:
+        if frame.kind not in self._claims:
             raise PeerError(f"rows: need kind k or v, have {frame.kind!r}")
         if not 0 <= frame.first_layer < frame.end_layer <= kv.num_layers:
             raise PeerError(
@@ -118,21 +128,22 @@ class StagingBlob:
                 f"{frame.kind} rows: need tokens within 0-{num_tokens}, "
                 f"have {frame.first_token}-{frame.end_token}"
             )
-        layers = range(frame.first_layer, frame.end_layer)
-        shape = (len(layers), frame.end_token - frame.first_token, kv.row_bytes(frame.kind))
+        num_layers = frame.end_layer - frame.first_layer
+        shape = (num_layers, frame.end_token - frame.first_token, kv.row_bytes(frame.kind))
         if frame.rows.shape != shape:
             raise PeerError(f"{frame.kind} rows: need shape {shape}, have {frame.rows.shape}")
-        next_token = self._next_token[frame.kind]
-        for layer in layers:
-            if next_token[layer] != frame.first_token:
+
+    def _claim(self, frame: RowFrame) -> None:
+        """All of a frame's places or none: two threads never write the same one."""
+        claims = self._claims[frame.kind][frame.first_layer : frame.end_layer]
+        for layer, claim in enumerate(claims, frame.first_layer):
+            twice = claim.overlap(frame.first_token, frame.end_token)
+            if twice is not None:
                 raise PeerError(
-                    f"{frame.kind} rows of layer {layer}: need token {next_token[layer]} next, "
-                    f"have {frame.first_token}"
+                    f"{frame.kind} rows of layer {layer}: need token {twice} once, have it twice"
                 )
-        for index, layer in enumerate(layers):
-            rows = self._state.rows(self.blob, frame.kind, layer)
-            rows[frame.first_token : frame.end_token] = frame.rows[index]
-            next_token[layer] = frame.end_token
+        for claim in claims:
+            claim.add(frame.first_token, frame.end_token)
 
 
 def read_state(

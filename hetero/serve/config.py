@@ -6,12 +6,15 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from hetero.errors import ConfigError
+from hetero.messages import SealName
+from hetero.transport.window import MAX_CONNECTIONS
 
 # Where nothing is measured: a step of this many tokens is near the best rate of a CPU.
 DEFAULT_CHUNK_TOKENS = 512
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Connections = Annotated[int, msgspec.Meta(ge=1, le=MAX_CONNECTIONS)]
 Address = Annotated[str, msgspec.Meta(pattern=r"^tcp://[^/]+:(\d+|\*)$")]
 _T = TypeVar("_T", bound=msgspec.Struct)
 
@@ -43,11 +46,15 @@ class PrefillConfig(_Config, frozen=True, kw_only=True):
     threads: Positive = 1
     chunk_tokens: Positive | None = None  # None: torch on a GPU measures
     gpu_layers: int = 0  # llama
+    seal: SealName = "aead"  # the weakest protection of KV on the wire that this node agrees to
+    connections: Connections | None = None  # per transfer; None: as many as the link needs
 
 
 class DecodeConfig(_Config, frozen=True, kw_only=True):
     router: Address
     listen: Address = "tcp://127.0.0.1:0"  # where prefill nodes send KV
+    advertise: Address | None = None  # what they dial, where that differs: behind NAT or a proxy
+    seal: SealName = "aead"  # how KV is protected on the wire
     kv_k: str = "q8_0"
     kv_v: str = "q8_0"
     context_tokens: Positive = 8192  # of one sequence: prompt and answer

@@ -1,10 +1,11 @@
-"""The decode node: KV comes in on one thread while the engine steps on another.
+"""The decode node: KV comes in on the sink's threads while the engine steps on another.
 
-This thread talks: to the router (control) and to prefill nodes (transfers). It owns the staging
-blobs until they are complete, then the engine thread does.
+This thread talks to the router, gives out tickets, and hears what becomes of transfers. A staging
+blob is the sink's until it is complete, then the engine thread's.
 """
 
 import logging
+import secrets
 import time
 import uuid
 from dataclasses import dataclass
@@ -23,31 +24,29 @@ from hetero.messages import (
     Message,
     NodeInfo,
     NodeLoad,
-    Refused,
     Renew,
     Reserve,
     Reserved,
     Ticket,
     ToNode,
-    ToSink,
     failed,
 )
 from hetero.serve.control import ControlLink
 from hetero.serve.engine_thread import EngineThread
 from hetero.serve.leases import Leases
-from hetero.transport.transfer import SinkTransfer, State
-from hetero.transport.zmq_link import SinkLink
+from hetero.transport.seals import KEY_BYTES
+from hetero.transport.tcp_sink import Arrived, Broke, TcpSink
+from hetero.transport.transfer import SinkTransfer
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True)
 class _Inbound:
-    """A ticket that is out, and the connection its source came in on."""
+    """A ticket that is out."""
 
     request_id: str
     transfer: SinkTransfer
-    peer: bytes | None = None
 
 
 class DecodeNode:
@@ -59,13 +58,13 @@ class DecodeNode:
         info: NodeInfo,
         *,
         router: str,
-        data: SinkLink,
+        sink: TcpSink,
         context: "zmq.Context[zmq.Socket[bytes]]",
         credit_bytes: int,
     ) -> None:
         self._engine = engine
         self._info = info
-        self._data = data
+        self._sink = sink
         self._credit_bytes = credit_bytes
         self._inbound: dict[str, _Inbound] = {}  # by ticket id
         self._leases = Leases()
@@ -80,7 +79,7 @@ class DecodeNode:
             active=self._engine.num_active,
             queued=self._engine.num_queued,
             kv_bytes_held=staged + self._engine.kv_bytes_held,
-            kv_moved_bytes=self._kv_moved_bytes,
+            kv_moved_bytes=self._kv_moved_bytes + self._arriving_bytes(),
         )
 
     def stop(self) -> None:
@@ -88,19 +87,19 @@ class DecodeNode:
 
     def run(self) -> None:
         poller = zmq.Poller()
-        for source in (self._control.socket, self._data.socket, self._engine.events):
+        for source in (self._control.socket, self._sink.events, self._engine.events):
             poller.register(source, zmq.POLLIN)
         while not self._stopped:
             poller.poll(int(1000 * self._control.beat()))
             for message in self._control.receive():
                 self._obey(message)
-            for peer, sent, payload in self._data.receive():
-                self._take(peer, sent, payload)
+            for outcome in self._sink.events.take_all():
+                self._take(outcome)
             for event in self._engine.take_events():
                 self._tell(event)
             self._give_up_expired()
         self._control.close()
-        self._data.close()
+        self._sink.close()
 
     def _obey(self, message: ToNode) -> None:
         match message:
@@ -116,27 +115,24 @@ class DecodeNode:
             case _:
                 logger.warning("need no %s on a decode node, have one", type(message).__name__)
 
-    def _take(self, peer: bytes, message: ToSink, payload: memoryview | None) -> None:
-        inbound = self._inbound.get(message.ticket_id)
-        if inbound is None or inbound.peer not in (None, peer):
-            self._data.send(peer, Refused(ticket_id=message.ticket_id, reason="no such ticket"))
-            return
-        inbound.peer = peer
-        try:
-            reply = inbound.transfer.receive(message, payload)
-        except PeerError as error:
-            logger.warning("request %s: %s", inbound.request_id, error)
-            self._fail(inbound.request_id, error)
-            return
-        if payload is not None:
-            self._kv_moved_bytes += len(payload)
-        if reply is not None:
-            self._data.send(peer, reply)
-        if inbound.transfer.state is State.DONE:
-            del self._inbound[message.ticket_id]
-            self._engine.join(
-                inbound.request_id, inbound.transfer.staging.blob, inbound.transfer.first_tokens
-            )
+    def _take(self, outcome: Arrived | Broke) -> None:
+        inbound = self._inbound.get(outcome.ticket_id)
+        if inbound is None:
+            return  # dropped here while it was being told
+        match outcome:
+            case Arrived():
+                self._no_more(outcome.ticket_id)
+                transfer = inbound.transfer
+                self._engine.join(inbound.request_id, transfer.staging.blob, transfer.first_tokens)
+            case Broke():
+                logger.warning("request %s: %s", inbound.request_id, outcome.error)
+                self._fail(inbound.request_id, outcome.error)
+
+    def _no_more(self, ticket_id: str) -> None:
+        self._kv_moved_bytes += self._inbound.pop(ticket_id).transfer.received_bytes
+
+    def _arriving_bytes(self) -> int:
+        return sum(inbound.transfer.received_bytes for inbound in self._inbound.values())
 
     def _tell(self, event: Event) -> None:
         match event:
@@ -158,9 +154,11 @@ class DecodeNode:
         ticket = Ticket(
             # Never reused, so that a late writer can't reach another request's rows.
             ticket_id=f"{job.request_id}.{uuid.uuid4().hex[:12]}",
-            address=self._data.address,
+            address=self._sink.address,
             num_tokens=job.num_prompt_tokens,
             lease_s=self._leases.lease_s,
+            key=secrets.token_bytes(KEY_BYTES),
+            seal=self._info.seal,
         )
         if job.request_id not in self._leases:  # cancelled while it was being admitted
             self._engine.cancel(job.request_id)
@@ -175,7 +173,8 @@ class DecodeNode:
             need = job.num_prompt_tokens * self._info.fingerprint.layout.token_bytes
             return failed(job.request_id, EngineError(f"staging: need {need} bytes, have fewer"))
         transfer = SinkTransfer(ticket, self._info.fingerprint, staging, self._credit_bytes)
-        self._inbound[ticket.ticket_id] = _Inbound(request_id=job.request_id, transfer=transfer)
+        self._inbound[ticket.ticket_id] = _Inbound(job.request_id, transfer)
+        self._sink.expect(transfer)
         return Reserved(request_id=job.request_id, ticket=ticket)
 
     def _give_up_expired(self) -> None:
@@ -198,9 +197,8 @@ class DecodeNode:
     def _drop_inbound(self, request_id: str, reason: str) -> None:
         for ticket_id, inbound in list(self._inbound.items()):
             if inbound.request_id == request_id:
-                del self._inbound[ticket_id]
-                if inbound.peer is not None:
-                    self._data.send(inbound.peer, Refused(ticket_id=ticket_id, reason=reason))
+                self._no_more(ticket_id)
+                self._sink.forget(ticket_id, reason)
 
     def _end(self, request_id: str) -> None:
         self._leases.end(request_id)

@@ -12,7 +12,7 @@ from hetero.decode.engine import DecodeEngine, Event
 from hetero.decode.sequence import Job
 from hetero.errors import HeteroError
 from hetero.messages import Token, failed
-from hetero.serve.mailbox import Mailbox
+from hetero.transport.mailbox import Mailbox
 
 _Command = Callable[[], list[Event]]
 

@@ -7,17 +7,24 @@ import threading
 import time
 from dataclasses import dataclass
 
-import zmq
-
 from hetero.errors import HeteroError
 from hetero.kv.rows import RowFrame
 from hetero.llama.model import Vocab
 from hetero.llama.sampler import Sampler, token_logprob
-from hetero.messages import Fingerprint, FirstTokens, Message, Prefill, Sent, Token, failed
+from hetero.messages import (
+    Fingerprint,
+    FirstTokens,
+    Message,
+    Prefill,
+    SealName,
+    Sent,
+    Token,
+    failed,
+)
 from hetero.prefill.engine import PrefillEngine, PrefillRun, Slice
-from hetero.serve.mailbox import Mailbox
 from hetero.serve.prompt_queue import PromptQueue, Share
 from hetero.serve.sender import Outbound, Sender
+from hetero.transport.mailbox import Mailbox
 
 logger = logging.getLogger(__name__)
 
@@ -57,18 +64,26 @@ class PrefillWorker:
         engine: PrefillEngine,
         vocab: Vocab,
         fingerprint: Fingerprint,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        *,
+        weakest_seal: SealName = "aead",
+        num_connections: int | None = None,
     ) -> None:
         self.results: Mailbox[Message | BaseException] = Mailbox()
         self.num_active = 0
         self._reading_bytes = 0
         self._engine = engine
         self._vocab = vocab
-        self._sender = Sender(fingerprint, context, self.results, lambda: self._wake.put(None))
-        self._queue: PromptQueue[Reading] = PromptQueue(engine.chunk_tokens)
-        self._chunk_bytes = engine.chunk_tokens * engine.layout.token_bytes
         # A job; None: something changed, look again.
         self._wake: queue.SimpleQueue[Prefill | None] = queue.SimpleQueue()
+        self._sender = Sender(
+            fingerprint,
+            self.results,
+            lambda: self._wake.put(None),
+            weakest_seal=weakest_seal,
+            num_connections=num_connections,
+        )
+        self._queue: PromptQueue[Reading] = PromptQueue(engine.chunk_tokens)
+        self._chunk_bytes = engine.chunk_tokens * engine.layout.token_bytes
         self._wanted: set[str] = set()  # requests submitted, not cancelled, not read
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="prefill", daemon=True)

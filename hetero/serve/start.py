@@ -38,7 +38,7 @@ from hetero.serve.prefill_setup import make_prefill_engine
 from hetero.serve.prefill_worker import PrefillWorker
 from hetero.serve.router import Router
 from hetero.serve.service import ServedModel
-from hetero.transport.zmq_link import SinkLink
+from hetero.transport.tcp_sink import TcpSink
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,13 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
     fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
     engine = make_prefill_engine(config, layout)
     with Model(config.model, vocab_only=True) as model, zmq.Context() as context:
-        worker = PrefillWorker(engine, model.vocab, fingerprint, context)
+        worker = PrefillWorker(
+            engine,
+            model.vocab,
+            fingerprint,
+            weakest_seal=config.seal,
+            num_connections=config.connections,
+        )
         info = NodeInfo(
             name=config.name,
             role="prefill",
@@ -137,6 +143,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
             chunk_tokens=engine.chunk_tokens,
             engine=engine.name,
             attention=engine.attention,
+            seal=config.seal,
             versions=_versions("torch") if engine.name == "torch" else _versions(),
         )
         node = PrefillNode(worker, info, router=config.router, context=context)
@@ -156,7 +163,7 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
     if any(wildcard in config.listen for wildcard in ("//0.0.0.0:", "//*:", "//[::]:")):
         raise ConfigError(f"listen: need the address that prefill nodes dial, have {config.listen}")
     with zmq.Context() as context:
-        data = SinkLink(context, config.listen)
+        sink = TcpSink(config.listen, config.advertise)
         engine = DecodeEngine(
             Path(config.model),
             layout,
@@ -183,6 +190,7 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
             chunk_tokens=config.chunk_tokens,
             engine="llama",
             attention="llama",
+            seal=config.seal,
             versions=_versions(),
         )
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -191,7 +199,7 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
             thread,
             info,
             router=config.router,
-            data=data,
+            sink=sink,
             context=context,
             credit_bytes=config.credit_bytes,
         )

@@ -7,22 +7,23 @@
                           <-      Credit per frame
     Done(first tokens)    ->      complete? then restore
 
-The source ends with Abort, the sink with Refused, at any moment. A message that the table below
-does not allow is the sender's fault.
+The source ends with Abort, the sink with Refused, at any moment; Alive fills silences. Frames may
+travel on several connections and overtake each other, and Done may overtake them. A message that
+the table below does not allow is the sender's fault.
 """
 
-from collections import deque
+import threading
 from enum import Enum
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from hetero.errors import PeerError
 from hetero.kv.rows import RowFrame
 from hetero.kv.staging import StagingBlob
 from hetero.messages import (
     Abort,
+    Alive,
     Credit,
     Done,
     Fingerprint,
@@ -35,43 +36,57 @@ from hetero.messages import (
     ToSink,
     ToSource,
 )
+from hetero.transport.window import Departure, Window
+
+# Of an abort or a refusal: it may quote what a stranger said.
+_MAX_REASON = 1000
 
 
 class State(Enum):
     TICKETED = "ticketed"  # a ticket is out, nothing was said
     OPENING = "opening"  # the source waits for Ready
     MOVING = "moving"
-    DONE = "done"  # all rows are sent; credits may still come back
-    ENDED = "ended"  # aborted or refused
+    CLOSING = "closing"  # Done was said; the sink waits for rows, the source for their credit
+    DONE = "done"  # the sink has every row, and the source knows
+    ENDED = "ended"  # aborted, refused or broken
 
 
-# (state, message) -> state, of the sink when it hears from the source ...
+# (state, message) -> state, of the sink when it hears from the source. What completes a transfer
+# that is closing makes it done ...
 SINK_HEARS: dict[tuple[State, type[Any]], State] = {
     (State.TICKETED, Open): State.MOVING,
     (State.MOVING, Rows): State.MOVING,
-    (State.MOVING, Done): State.DONE,
+    (State.MOVING, Done): State.CLOSING,
+    (State.CLOSING, Rows): State.CLOSING,
     (State.TICKETED, Abort): State.ENDED,
     (State.MOVING, Abort): State.ENDED,
+    (State.CLOSING, Abort): State.ENDED,
+    (State.TICKETED, Alive): State.TICKETED,
+    (State.MOVING, Alive): State.MOVING,
+    (State.CLOSING, Alive): State.CLOSING,
+    (State.DONE, Alive): State.DONE,
 }
 
-# ... and of the source when it hears from the sink.
+# ... and of the source when it hears from the sink. The last credit of one that is closing, too.
 SOURCE_HEARS: dict[tuple[State, type[Any]], State] = {
     (State.OPENING, Ready): State.MOVING,
     (State.MOVING, Credit): State.MOVING,
-    (State.DONE, Credit): State.DONE,
+    (State.CLOSING, Credit): State.CLOSING,
     (State.OPENING, Refused): State.ENDED,
     (State.MOVING, Refused): State.ENDED,
-    (State.DONE, Refused): State.ENDED,
+    (State.CLOSING, Refused): State.ENDED,
+    (State.OPENING, Alive): State.OPENING,
+    (State.MOVING, Alive): State.MOVING,
+    (State.CLOSING, Alive): State.CLOSING,
+    (State.DONE, Alive): State.DONE,
 }
 
 
-def checksum(rows: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
-    """xxh3-64: errors of memory and wire; who sent it is the link's matter."""
-    return xxhash.xxh3_64_intdigest(rows.data)
-
-
 class SinkTransfer:
-    """A decode node's side: checks what comes and places it in the staging blob."""
+    """A decode node's side: checks what comes and places it in the staging blob.
+
+    Each connection's thread calls `receive`; rows are copied side by side.
+    """
 
     def __init__(
         self, ticket: Ticket, fingerprint: Fingerprint, staging: StagingBlob, credit_bytes: int
@@ -80,39 +95,57 @@ class SinkTransfer:
         self.staging = staging
         self.state = State.TICKETED
         self.num_frames = 0
+        self.received_bytes = 0
         self.first_tokens: tuple[Token, ...] = ()
         self._fingerprint = fingerprint
         self._credit_bytes = credit_bytes
+        self._lock = threading.Lock()
 
-    def receive(self, message: ToSink, payload: memoryview | None = None) -> ToSource | None:
+    def receive(self, message: ToSink, rows: memoryview | None = None) -> ToSource | None:
         """Take one message; the reply it asks for, if any.
 
-        Raises: PeerError for anything the protocol, the fingerprint, the checksum or the blob
-        does not allow. The transfer has then ended: tell the source with `Refused`.
+        Raises: PeerError for anything the protocol, the fingerprint or the blob does not allow.
+        The transfer has then ended: tell the source with `Refused`.
         """
-        before = self.state
-        self.state = State.ENDED  # unless everything below is in order
-        after = SINK_HEARS.get((before, type(message)))
-        if after is None:
-            raise PeerError(
-                f"transfer {self.ticket.ticket_id}: need no {type(message).__name__} while "
-                f"{before.value}, have one"
-            )
+        try:
+            return self._receive(message, rows)
+        except PeerError:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Take no more of it: dropped here, or broken."""
+        with self._lock:
+            self.state = State.ENDED
+
+    def _receive(self, message: ToSink, rows: memoryview | None) -> ToSource | None:
         reply: ToSource | None = None
-        match message:
-            case Open():
-                reply = self._open(message)
-            case Rows():
-                reply = self._rows(message, payload)
-            case Done():
-                if not self.staging.is_complete:
-                    raise PeerError(
-                        f"transfer {self.ticket.ticket_id}: need every row before Done, have gaps"
-                    )
-                self.first_tokens = message.first_tokens
-            case Abort():
-                raise PeerError(f"transfer {self.ticket.ticket_id}: aborted: {message.reason}")
-        self.state = after
+        with self._lock:
+            after = SINK_HEARS.get((self.state, type(message)))
+            if after is None:
+                raise PeerError(
+                    f"transfer {self.ticket.ticket_id}: need no {type(message).__name__} while "
+                    f"{self.state.value}, have one"
+                )
+            match message:
+                case Open():
+                    reply = self._open(message)
+                case Done():
+                    self.first_tokens = message.first_tokens
+                case Abort():
+                    raise PeerError(f"the prefill node gave up: {message.reason}")
+                case Alive():
+                    reply = message
+            self.state = after
+        if isinstance(message, Rows):
+            self.staging.place(self._frame(message, rows))
+            reply = Credit(ticket_id=self.ticket.ticket_id, frame=message.frame)
+        with self._lock:
+            if isinstance(message, Rows) and rows is not None:
+                self.num_frames += 1
+                self.received_bytes += rows.nbytes
+            if self.state is State.CLOSING and self.staging.is_complete:
+                self.state = State.DONE
         return reply
 
     def _open(self, message: Open) -> Ready:
@@ -121,38 +154,32 @@ class SinkTransfer:
             raise PeerError(f"KV from another kind of model or cache: {'; '.join(differences)}")
         return Ready(ticket_id=self.ticket.ticket_id, credit_bytes=self._credit_bytes)
 
-    def _rows(self, message: Rows, payload: memoryview | None) -> Credit:
+    def _frame(self, message: Rows, payload: memoryview | None) -> RowFrame:
         if payload is None:
             raise PeerError(f"transfer {self.ticket.ticket_id}: need rows after their header")
         raw = np.frombuffer(payload, np.uint8)
         layers = message.end_layer - message.first_layer
         tokens = message.end_token - message.first_token
-        if layers < 1 or tokens < 1 or not raw.nbytes or raw.nbytes % (layers * tokens):
+        if layers < 1 or tokens < 1 or raw.nbytes % (layers * tokens):
             raise PeerError(
                 f"transfer {self.ticket.ticket_id}: need rows of {layers} layers x {tokens} "
                 f"tokens, have {raw.nbytes} bytes"
             )
-        if checksum(raw) != message.checksum:
-            raise PeerError(
-                f"transfer {self.ticket.ticket_id}: need rows with checksum "
-                f"{message.checksum:016x}, have {checksum(raw):016x}: damaged on the way"
-            )
-        self.staging.place(
-            RowFrame(
-                kind=message.kind,
-                first_layer=message.first_layer,
-                end_layer=message.end_layer,
-                first_token=message.first_token,
-                end_token=message.end_token,
-                rows=raw.reshape(layers, tokens, -1),
-            )
+        return RowFrame(
+            kind=message.kind,
+            first_layer=message.first_layer,
+            end_layer=message.end_layer,
+            first_token=message.first_token,
+            end_token=message.end_token,
+            rows=raw.reshape(layers, tokens, -1),
         )
-        self.num_frames += 1
-        return Credit(ticket_id=self.ticket.ticket_id, credit_bytes=raw.nbytes)
 
 
 class SourceTransfer:
-    """A prefill node's side: spends credit, and knows how long bytes were in flight."""
+    """A prefill node's side: spends credit, and knows how long bytes were in flight.
+
+    Not for several threads at once: whoever shares it has a lock.
+    """
 
     def __init__(self, ticket: Ticket, fingerprint: Fingerprint) -> None:
         self.ticket = ticket
@@ -160,25 +187,18 @@ class SourceTransfer:
         self.sent_bytes = 0
         self.wire_s = 0.0  # while at least one frame was unacknowledged
         self.last_group_s = 0.0  # from handing over the last layer group to its acknowledgement
+        self.window = Window(0)
         self._fingerprint = fingerprint
-        self._credit_bytes = 0
-        self._in_flight: deque[int] = deque()  # bytes per frame, oldest first
+        self._num_frames = 0
+        self._in_flight: dict[int, Departure] = {}  # by frame
+        self._in_flight_bytes = 0
         self._busy_since = 0.0
         self._last = (-1, "")  # layer and kind of the frame sent last
         self._group_since = 0.0
 
     @property
-    def is_acknowledged(self) -> bool:
-        return self.state is State.DONE and not self._in_flight
-
-    @property
     def in_flight_bytes(self) -> int:
-        return sum(self._in_flight)
-
-    @property
-    def awaits_answer(self) -> bool:
-        """Whether it is the sink's turn to speak."""
-        return self.state is State.OPENING or bool(self._in_flight)
+        return self._in_flight_bytes
 
     def open(self) -> Open:
         self._must_be(State.TICKETED, "open")
@@ -186,10 +206,10 @@ class SourceTransfer:
         return Open(ticket_id=self.ticket.ticket_id, fingerprint=self._fingerprint)
 
     def may_send(self, num_bytes: int) -> bool:
-        """Whether credit covers a frame. One larger than all credit may go when none is out."""
+        """Whether the window has room for a frame. When it is empty, any frame may go."""
         if self.state is not State.MOVING:
             return False
-        return num_bytes <= self._credit_bytes or not self._in_flight
+        return not self._in_flight or self._in_flight_bytes + num_bytes <= self.window.num_bytes
 
     def rows(self, frame: RowFrame, *, handed_over: float, now: float) -> Rows:
         """The header of a frame that was ready at `handed_over` and is sent `now`."""
@@ -201,9 +221,11 @@ class SourceTransfer:
         if frame.first_layer != last_layer or frame.kind < last_kind:
             self._group_since = handed_over
         self._last = (frame.first_layer, frame.kind)
-        self._in_flight.append(frame.rows.nbytes)
-        self._credit_bytes -= frame.rows.nbytes
-        self.sent_bytes += frame.rows.nbytes
+        number, num_bytes = self._num_frames, frame.rows.nbytes
+        self._num_frames += 1
+        self._in_flight[number] = self.window.sent(num_bytes, now)
+        self._in_flight_bytes += num_bytes
+        self.sent_bytes += num_bytes
         return Rows(
             ticket_id=self.ticket.ticket_id,
             kind=frame.kind,
@@ -211,17 +233,21 @@ class SourceTransfer:
             end_layer=frame.end_layer,
             first_token=frame.first_token,
             end_token=frame.end_token,
-            checksum=checksum(frame.rows.reshape(-1)),
+            frame=number,
         )
 
     def done(self, first_tokens: tuple[Token, ...]) -> Done:
+        """After the last frame was given its header; it may still be on its way."""
         self._must_be(State.MOVING, "finish")
-        self.state = State.DONE
+        self.state = State.CLOSING if self._in_flight else State.DONE
         return Done(ticket_id=self.ticket.ticket_id, first_tokens=first_tokens)
 
     def abort(self, reason: str) -> Abort:
         self.state = State.ENDED
-        return Abort(ticket_id=self.ticket.ticket_id, reason=reason)
+        return Abort(ticket_id=self.ticket.ticket_id, reason=reason[:_MAX_REASON])
+
+    def alive(self) -> Alive:
+        return Alive(ticket_id=self.ticket.ticket_id)
 
     def receive(self, message: ToSource, now: float) -> None:
         """Take one message from the sink.
@@ -238,22 +264,22 @@ class SourceTransfer:
             )
         match message:
             case Ready():
-                self._credit_bytes = message.credit_bytes
+                self.window.max_bytes = message.credit_bytes
             case Credit():
-                self._credited(message.credit_bytes, now)
+                self._credited(message.frame, now)
             case Refused():
                 raise PeerError(f"decode node refused the KV: {message.reason}")
-        self.state = after
+        self.state = State.DONE if after is State.CLOSING and not self._in_flight else after
 
-    def _credited(self, num_bytes: int, now: float) -> None:
-        if not self._in_flight or self._in_flight[0] != num_bytes:
-            oldest = self._in_flight[0] if self._in_flight else 0
+    def _credited(self, number: int, now: float) -> None:
+        frame = self._in_flight.pop(number, None)
+        if frame is None:
             raise PeerError(
-                f"transfer {self.ticket.ticket_id}: need credit for {oldest} bytes, "
-                f"have it for {num_bytes}"
+                f"transfer {self.ticket.ticket_id}: need credit for a frame in flight, "
+                f"have it for frame {number}"
             )
-        self._in_flight.popleft()
-        self._credit_bytes += num_bytes
+        self._in_flight_bytes -= frame.num_bytes
+        self.window.credited(frame, now)
         if not self._in_flight:
             self.wire_s += now - self._busy_since
             self.last_group_s = now - self._group_since

@@ -1,9 +1,9 @@
 """A process that hands over one stored prompt again and again, at a pace: prefill for free."""
 
+import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -11,9 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import zmq
 
-from hetero.errors import EngineError
+from hetero.errors import EngineError, PeerError
 from hetero.experiment.engine_bench.child import child_process
 from hetero.experiment.engine_bench.driven_engine import FIRST_TOKEN
 from hetero.experiment.engine_bench.settings import Settings
@@ -21,8 +20,8 @@ from hetero.experiment.engine_bench.states import States, state_frames
 from hetero.kv.rows import RowFrame
 from hetero.llama.model import Model
 from hetero.messages import Fingerprint, NodeInfo, Ticket, Token
-from hetero.transport.transfer import SourceTransfer, State
-from hetero.transport.zmq_link import SourceLink
+from hetero.transport.tcp_source import TcpSource
+from hetero.transport.transfer import SourceTransfer
 
 _CHUNK_TOKENS = 512
 _FRAME_BYTES = 2 * 2**20  # what the prefill engines aim at
@@ -74,46 +73,29 @@ def _serve(
             frame_bytes=_FRAME_BYTES,
         )
     )
-    with zmq.Context() as context:
-        link: SourceLink | None = None
-        pipe.send("ready")
-        while True:
-            try:
-                ticket, request_id, over_s = pipe.recv()
-            except EOFError:
-                return
-            link = link or SourceLink(context, ticket.address)
-            _send(SourceTransfer(ticket, fingerprint), link, frames, request_id, over_s)
+    pipe.send("ready")
+    while True:
+        try:
+            ticket, request_id, over_s = pipe.recv()
+        except EOFError:
+            return
+        _send(SourceTransfer(ticket, fingerprint), frames, request_id, over_s)
 
 
-def _send(
-    transfer: SourceTransfer,
-    link: SourceLink,
-    frames: list[RowFrame],
-    request_id: str,
-    over_s: float,
-) -> None:
-    link.send(transfer.open())
-    _listen(transfer, link, until=lambda: transfer.state is State.MOVING)
+def _send(transfer: SourceTransfer, frames: list[RowFrame], request_id: str, over_s: float) -> None:
+    outcome: queue.SimpleQueue[PeerError | None] = queue.SimpleQueue()
+    source = TcpSource(
+        transfer, num_connections=None, on_credit=lambda num_bytes: None, on_end=outcome.put
+    )
     started = time.perf_counter()
     for index, frame in enumerate(frames):
         due = started + over_s * index / len(frames)
-        _listen(transfer, link, until=partial(_is_past, due))
-        _listen(transfer, link, until=partial(transfer.may_send, frame.rows.nbytes))
-        now = time.perf_counter()
-        link.send(transfer.rows(frame, handed_over=now, now=now), frame.rows)
-    link.send(transfer.done((Token(request_id, 0, 0, FIRST_TOKEN),)))
-    _listen(transfer, link, until=lambda: transfer.is_acknowledged)
-
-
-def _is_past(due: float) -> bool:
-    return time.perf_counter() >= due
-
-
-def _listen(transfer: SourceTransfer, link: SourceLink, *, until: Callable[[], bool]) -> None:
-    started = time.perf_counter()
-    while not until():
-        for message in link.receive(timeout_s=0.002):
-            transfer.receive(message, time.perf_counter())
-        if time.perf_counter() - started > _STUCK_S:
-            raise EngineError(f"transfer: need progress within {_STUCK_S:g} s, have none")
+        time.sleep(max(0.0, due - time.perf_counter()))
+        source.put(frame)
+    source.finish((Token(request_id, 0, 0, FIRST_TOKEN),))
+    try:
+        error = outcome.get(timeout=over_s + _STUCK_S)
+    except queue.Empty:
+        raise EngineError(f"transfer: need its end within {_STUCK_S:g} s, have none") from None
+    if error is not None:
+        raise error
