@@ -20,9 +20,13 @@ WIRE_VERSION = 2
 # The longest prompt a peer may announce: the "1M tokens later" of the roadmap, with room.
 MAX_PROMPT_TOKENS = 4 * 2**20
 
+# Of an abort or a refusal: it may quote what somebody else said.
+MAX_REASON_CHARS = 1000
+
 Count = Annotated[int, msgspec.Meta(ge=0)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Name = Annotated[str, msgspec.Meta(max_length=200)]
+Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
 Tokens = Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1, max_length=MAX_PROMPT_TOKENS)]
 
 
@@ -308,7 +312,7 @@ class Done(Message, frozen=True, kw_only=True):
 
 class Abort(Message, frozen=True, kw_only=True):
     ticket_id: Name
-    reason: str
+    reason: Reason
 
 
 # Either way: says that its sender is there when it has nothing else to say.
@@ -339,7 +343,7 @@ class Refused(Message, frozen=True, kw_only=True):
     """The sink wants no more of this transfer: mismatch, cancelled, lease expired, bad frame."""
 
     ticket_id: Name
-    reason: str
+    reason: Reason
 
 
 ToRouter = (

@@ -47,6 +47,7 @@ from hetero.serve import control
 from hetero.serve.decode_node import DecodeNode
 from hetero.serve.engine_thread import EngineThread
 from hetero.transport.connection import MAX_ROWS_BYTES, dial
+from hetero.transport.door import Door
 from hetero.transport.tcp_sink import TcpSink
 
 GREEDY = Sampling(temperature=0, ignore_eos=True)
@@ -126,7 +127,7 @@ class Harness:
             self.thread,
             info,
             router=f"tcp://127.0.0.1:{port}",
-            sink=TcpSink("tcp://127.0.0.1:0"),
+            sink=TcpSink(Door("tcp://127.0.0.1:0")),
             context=context,
             credit_bytes=30_000,
         )

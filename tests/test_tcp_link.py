@@ -17,8 +17,9 @@ from hetero.kv.layout import kv_layout
 from hetero.kv.rows import RowFrame
 from hetero.kv.staging import StagingBlob, read_state
 from hetero.messages import Fingerprint, ModelFingerprint, Ready, Refused, Ticket, Token
-from hetero.transport import tcp_sink
+from hetero.transport import door
 from hetero.transport.connection import dial, split_address
+from hetero.transport.door import Door
 from hetero.transport.handshake import make_hello
 from hetero.transport.tcp_sink import Arrived, Broke, TcpSink
 from hetero.transport.tcp_source import TcpSource
@@ -37,7 +38,7 @@ class Link:
     """A sink, and sources that dial it."""
 
     def __init__(self):
-        self.sink = TcpSink("tcp://127.0.0.1:0")
+        self.sink = TcpSink(Door("tcp://127.0.0.1:0"))
         self.num_tickets = 0
         self.sources = []
 
@@ -242,11 +243,11 @@ def test_a_stranger_is_told_nothing_and_disturbs_nobody(link, said):
 
 
 def test_strangers_who_say_nothing_are_turned_away_in_time(link, monkeypatch):
-    monkeypatch.setattr(tcp_sink, "_HELLO_S", 0.2)
+    monkeypatch.setattr(door, "HELLO_S", 0.2)
     with contextlib.ExitStack() as stack:
         strangers = [
             stack.enter_context(socket.create_connection(split_address(link.sink.address)))
-            for _ in range(2 * tcp_sink._MAX_STRANGERS)
+            for _ in range(2 * door.MAX_STRANGERS)
         ]
         link.move(link.expect())
         for stranger in strangers:
@@ -289,7 +290,7 @@ def test_an_ended_ticket_admits_nobody(link):
 
 def test_a_port_that_is_taken_is_the_users_mistake(link):
     with pytest.raises(ConfigError, match="can't listen there: address already in use"):
-        TcpSink(link.sink.address)
+        Door(link.sink.address)
 
 
 def wait_for(condition):

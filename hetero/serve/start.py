@@ -38,6 +38,7 @@ from hetero.serve.prefill_setup import make_prefill_engine
 from hetero.serve.prefill_worker import PrefillWorker
 from hetero.serve.router import Router
 from hetero.serve.service import ServedModel
+from hetero.transport.door import Door
 from hetero.transport.tcp_sink import TcpSink
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
     if any(wildcard in config.listen for wildcard in ("//0.0.0.0:", "//*:", "//[::]:")):
         raise ConfigError(f"listen: need the address that prefill nodes dial, have {config.listen}")
     with zmq.Context() as context:
-        sink = TcpSink(config.listen, config.advertise)
+        sink = TcpSink(Door(config.listen, config.advertise))
         engine = DecodeEngine(
             Path(config.model),
             layout,

@@ -22,6 +22,7 @@ from hetero.errors import PeerError
 from hetero.kv.rows import RowFrame
 from hetero.kv.staging import StagingBlob
 from hetero.messages import (
+    MAX_REASON_CHARS,
     Abort,
     Alive,
     Credit,
@@ -37,9 +38,6 @@ from hetero.messages import (
     ToSource,
 )
 from hetero.transport.window import Departure, Window
-
-# Of an abort or a refusal: it may quote what a stranger said.
-_MAX_REASON = 1000
 
 
 class State(Enum):
@@ -244,7 +242,7 @@ class SourceTransfer:
 
     def abort(self, reason: str) -> Abort:
         self.state = State.ENDED
-        return Abort(ticket_id=self.ticket.ticket_id, reason=reason[:_MAX_REASON])
+        return Abort(ticket_id=self.ticket.ticket_id, reason=reason[:MAX_REASON_CHARS])
 
     def alive(self) -> Alive:
         return Alive(ticket_id=self.ticket.ticket_id)
