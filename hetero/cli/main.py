@@ -32,11 +32,12 @@ _VERBS = {
     "up": "Bring a cluster up.",
     "status": "What a cluster's nodes are doing.",
     "node": "Run one process of a cluster (what a service manager starts).",
+    "profile": "What machines and wires can really do, measured.",
     "bench": "Measure.",
     "doctor": "What is missing on this machine, and the command that fixes it.",
 }
 # Verbs with verbs of their own.
-_GROUPS = frozenset({"model", "node", "bench"})
+_GROUPS = frozenset({"model", "node", "profile", "bench"})
 
 
 class _Verbs(TyperGroup):

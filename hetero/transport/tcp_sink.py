@@ -122,27 +122,33 @@ class TcpSink:
 
     def _serve(self, inbound: _Inbound, connection: Connection, stream: int) -> None:
         """A connection's thread, until its source closes it or the transfer is over."""
-        transfer = inbound.transfer
         try:
-            while (received := connection.receive()) is not None:
-                if inbound.has_ended:
-                    continue
-                message, rows = received
-                reply = transfer.receive(decode_to_sink(message), rows)
-                if reply is not None:
-                    connection.send(encode(reply))
-                if transfer.state is State.DONE:
-                    self._arrive(transfer.ticket.ticket_id)
-            if transfer.state is not State.DONE:
-                raise PeerError("the prefill node hung up before its last row")
+            self._take_all(inbound, connection)
         except PeerError as error:
             self._break(inbound, error)
         except OSError as error:
-            self._break(inbound, failure("prefill node", error, transfer.ticket.lease_s))
-        finally:
-            with self._lock:
-                del inbound.connections[stream]
-            connection.close()
+            lease_s = inbound.transfer.ticket.lease_s
+            self._break(inbound, failure("prefill node", error, lease_s))
+        with self._lock:
+            del inbound.connections[stream]
+            is_last = not inbound.connections
+        connection.close()
+        # A source that has its last credit may close one connection before Done is read on another.
+        if is_last and inbound.transfer.state is not State.DONE:
+            self._break(inbound, PeerError("the prefill node hung up before its last row"))
+
+    def _take_all(self, inbound: _Inbound, connection: Connection) -> None:
+        """Raises: PeerError, OSError."""
+        transfer = inbound.transfer
+        while (received := connection.receive()) is not None:
+            if inbound.has_ended:
+                continue
+            message, rows = received
+            reply = transfer.receive(decode_to_sink(message), rows)
+            if reply is not None:
+                connection.send(encode(reply))
+            if transfer.state is State.DONE:
+                self._arrive(transfer.ticket.ticket_id)
 
     def _arrive(self, ticket_id: str) -> None:
         if self._take_out(ticket_id) is not None:
