@@ -33,10 +33,11 @@ _VERBS = {
     "status": "What a cluster's nodes are doing.",
     "node": "Run one process of a cluster (what a service manager starts).",
     "bench": "Measure.",
+    "lab": "Emulate a homelab on this box.",
     "doctor": "What is missing on this machine, and the command that fixes it.",
 }
 # Verbs with verbs of their own.
-_GROUPS = frozenset({"model", "node", "bench"})
+_GROUPS = frozenset({"model", "node", "bench", "lab"})
 
 
 class _Verbs(TyperGroup):
