@@ -46,10 +46,15 @@ def execute(
 
     With --json, {"host", "exit_status"} follows what it printed.
     """
+    if command[0] == "--":  # kept by the parser, which has stopped at HOST
+        command = command[1:]
+    if not command:
+        raise ConfigError("lab exec: need a command after `--`, have none")
     argv = _attach(name).command(host, command)
-    # Python ignores it, and what is ignored stays so in the command.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if not as_json:
+        # Python ignores these, and what is ignored stays so in the command.
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
         os.execv(argv[0], argv)
     status = _run_and_wait(argv)
     print_json({"host": host, "exit_status": status})

@@ -5,7 +5,6 @@ distribution chose; `find_controllers` reads where. Groups are made directly bel
 root and named like the host's namespace, so that their names say whose they are.
 """
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -77,9 +76,9 @@ def make_groups(group: str, host: Host, controllers: dict[str, Controller]) -> t
             path.mkdir(exist_ok=True)
             if name == "cpuset" and version == 1:
                 # Without memory nodes no process can join.
-                _write(path / "cpuset.mems", (root / "cpuset.mems").read_text().strip())
+                (path / "cpuset.mems").write_text((root / "cpuset.mems").read_text().strip())
             for file, value in settings[version].items():
-                _write(path / file, value)
+                (path / file).write_text(value)
         except OSError as error:
             raise HeteroError(
                 f"hosts.{host.name}.{field}: can't set it in {path}: {error.strerror or error}"
@@ -129,7 +128,7 @@ def _delegate(root: Path, controller: str) -> None:
     """Version 2: children of the root have a controller when the root says so."""
     file = root / "cgroup.subtree_control"
     if controller not in file.read_text().split():
-        _write(file, f"+{controller}")
+        file.write_text(f"+{controller}")
 
 
 def _forbid_swap(path: Path, controller: str, version: int, host: Host) -> None:
@@ -141,16 +140,7 @@ def _forbid_swap(path: Path, controller: str, version: int, host: Host) -> None:
     else:
         file, value = path / "memory.swap.max", "0"
     if file.exists():  # a kernel may count no swap
-        _write(file, value)
-
-
-def _write(file: Path, value: str) -> None:
-    """In one write, as the kernel wants it; and the file is the kernel's to make."""
-    descriptor = os.open(file, os.O_WRONLY)
-    try:
-        os.write(descriptor, value.encode())
-    finally:
-        os.close(descriptor)
+        file.write_text(value)
 
 
 def _numbers(cpus: str) -> set[int]:
