@@ -25,7 +25,7 @@ from hetero.launch.lab.network import (
 from hetero.launch.lab.removal import pids_in_namespaces, remove_lab
 from hetero.launch.lab.shaping import parse_rate, rate_text
 from hetero.launch.lab.state import locked, read_state, write_state
-from hetero.launch.lab.topology import Topology
+from hetero.launch.lab.topology import Topology, check_topology
 
 
 class Lab:
@@ -39,8 +39,9 @@ class Lab:
     """
 
     def __init__(self, topology: Topology | Path) -> None:
-        """Raises: ConfigError for a wrong file."""
+        """Raises: ConfigError naming the field that is wrong."""
         self.topology = load_topology(topology) if isinstance(topology, Path) else topology
+        check_topology(self.topology)
 
     @classmethod
     def attach(cls, name: str) -> Self:

@@ -55,7 +55,7 @@ def check_limits(host: Host, controllers: dict[str, Controller]) -> None:
                 f"have {', '.join(controllers) or 'none'}; leave out {field}, or mount it"
             )
     if host.cpus is not None:
-        have = _numbers(Path("/sys/devices/system/cpu/online").read_text().strip())
+        have = online_cpus()
         lacking = sorted(_numbers(host.cpus) - have)
         if lacking:
             raise ConfigError(
@@ -141,6 +141,10 @@ def _forbid_swap(path: Path, controller: str, version: int, host: Host) -> None:
         file, value = path / "memory.swap.max", "0"
     if file.exists():  # a kernel may count no swap
         file.write_text(value)
+
+
+def online_cpus() -> set[int]:
+    return _numbers(Path("/sys/devices/system/cpu/online").read_text().strip())
 
 
 def _numbers(cpus: str) -> set[int]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hetero.launch.lab.commands import read_tc, run_ip, run_tc, tool_path
+from hetero.launch.lab.limits import online_cpus
 from hetero.launch.lab.shaping import token_bucket
 from hetero.launch.lab.topology import Cable, Topology
 
@@ -140,18 +141,18 @@ def _settle_kernel(where: str) -> None:
     Packets of one connection that are received on several CPUs overtake each other, which cables
     don't do: TCP took it for loss, and 10 Gbit/s became 8.3. Receiving is therefore steered by
     connection (RPS). And congestion control is Linux's default, whatever this machine's is; where
-    a namespace may not choose that, Reno, which is the same at delays of a house.
+    a namespace may not choose that, Reno, which is the same at delays of a house. Nor does a
+    connection begin with what an earlier one learned: the link's rate may have changed since.
     """
-    online = Path("/sys/devices/system/cpu/online").read_text().strip()
-    num_cpus = 1 + int(online.replace("-", ",").rpartition(",")[2])
-    words = f"{(1 << num_cpus) - 1:x}"
-    words = words.zfill(-(-len(words) // 8) * 8)
-    mask = ",".join(words[start : start + 8] for start in range(0, len(words), 8))
+    # A bitmap of the CPUs, in words of 32 bits.
+    num_words, num_bits = divmod(max(online_cpus()) + 1, 32)
+    mask = ",".join([f"{(1 << num_bits) - 1:x}"] + ["ffffffff"] * num_words)
     script = (
         "for queue in /sys/class/net/[ep]*/queues/rx-*/rps_cpus; do "
         f'[ ! -w "$queue" ] || echo {mask} > "$queue"; done; '
         "control=/proc/sys/net/ipv4/tcp_congestion_control; "
-        "for name in cubic reno; do echo $name > $control && break; done 2> /dev/null"
+        "for name in cubic reno; do echo $name > $control && break; done 2> /dev/null; "
+        "echo 1 > /proc/sys/net/ipv4/tcp_no_metrics_save"
     )
     run_ip([f"netns exec {where} sh -c '{script}'"])
 

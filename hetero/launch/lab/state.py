@@ -15,7 +15,7 @@ import msgspec
 from hetero.errors import ConfigError, HeteroError
 from hetero.launch.lab.limits import Controller, groups_of_lab
 from hetero.launch.lab.network import NAMESPACE_FILES, NAMESPACES, lab_of_namespace
-from hetero.launch.lab.topology import Topology
+from hetero.launch.lab.topology import Topology, check_name
 
 STATES = Path("/run/hetero-lab")
 
@@ -30,8 +30,9 @@ def locked(name: str) -> Iterator[None]:
     The lock is a bound socket without a file: the kernel frees it with its last holder, a tool that
     a killed command left running included, and nothing stays behind.
 
-    Raises: HeteroError after 30 s.
+    Raises: HeteroError after 30 s, ConfigError for what can't be a lab's name.
     """
+    check_name("lab", name)
     deadline = time.monotonic() + _LOCK_WAIT_S
     with socket.socket(socket.AF_UNIX) as lock:
         while True:
@@ -58,7 +59,8 @@ def write_state(topology: Topology) -> None:
 
 
 def read_state(name: str) -> Topology:
-    """Raises: HeteroError if that lab is not up, or only half."""
+    """Raises: HeteroError if that lab is not up, or only half; ConfigError as `locked`."""
+    check_name("lab", name)
     try:
         return msgspec.json.decode((STATES / f"{name}.json").read_bytes(), type=Topology)
     except FileNotFoundError:
