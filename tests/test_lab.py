@@ -28,8 +28,6 @@ from hetero.launch.lab.limits import (
 )
 from hetero.launch.lab.network import NAMESPACE_FILES, NAMESPACES, lab_prefix
 
-ROOT = Path(__file__).parent.parent
-
 needs_root = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="network namespaces need Linux and root"
 )
