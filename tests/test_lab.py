@@ -9,7 +9,6 @@ import subprocess
 import sys
 import uuid
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
@@ -317,6 +316,8 @@ def test_the_verbs_from_up_to_down(name, pair_file, nothing_left):
     status, output, _ = call("exec", "--json", *here, "b", "--", "sh", "-c", "echo x; kill -9 $$")
     assert (status, output.splitlines()[0]) == (137, "x")
     assert json.loads(output.splitlines()[-1]) == {"host": "b", "exit_status": 137}
+    status, _, errors = call("exec", *here, "a", "no-such-command")
+    assert (status, "no-such-command: not found" in errors) == (127, True)
     status, output, _ = call("link", "b", "a", "--rate", "down", "--json", *here)
     assert (status, json.loads(output)["up"]) == (0, False)
     status, output, _ = call("link", "b", "a", "--rate", "up", *here)

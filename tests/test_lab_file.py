@@ -6,7 +6,7 @@ import pytest
 
 from hetero.errors import ConfigError, HeteroError
 from hetero.launch.lab.lab_file import load_topology, parse_topology
-from hetero.launch.lab.limits import check_limits, find_controllers, make_groups
+from hetero.launch.lab.limits import check_limits, find_controllers, groups_of_host, make_groups
 from hetero.launch.lab.shaping import parse_rate, rate_text, token_bucket
 from hetero.launch.lab.topology import Host
 
@@ -111,7 +111,8 @@ def test_version_2_is_told_by_its_own_files(tmp_path):
     controllers = find_controllers(f"cgroup2 {tmp_path} cgroup2 rw,nosuid 0 0\n")
     host = Host(name="r730", address="10.77.0.1", cpus="0", quota=1.5, memory_bytes=4 * 10**9)
     check_limits(host, controllers)
-    assert make_groups(group.name, host, controllers) == (group,)
+    make_groups(group.name, host, controllers)
+    assert groups_of_host(group.name, controllers) == [group]
     written = {file.name: file.read_text() for file in group.iterdir()}
     assert written == {
         "cpuset.cpus": "0",

@@ -64,9 +64,8 @@ def check_limits(host: Host, controllers: dict[str, Controller]) -> None:
             )
 
 
-def make_groups(group: str, host: Host, controllers: dict[str, Controller]) -> tuple[Path, ...]:
-    """The groups that a process of `host` must join."""
-    made: list[Path] = []
+def make_groups(group: str, host: Host, controllers: dict[str, Controller]) -> None:
+    """Makes the groups that a process of `host` must join. Raises: HeteroError if it can't."""
     for name, field, settings in _limits(host):
         root, version = controllers[name].path, controllers[name].version
         path = root / group
@@ -79,14 +78,12 @@ def make_groups(group: str, host: Host, controllers: dict[str, Controller]) -> t
                 (path / "cpuset.mems").write_text((root / "cpuset.mems").read_text().strip())
             for file, value in settings[version].items():
                 (path / file).write_text(value)
+            if name == "memory":
+                _forbid_swap(path, version, host)
         except OSError as error:
             raise HeteroError(
                 f"hosts.{host.name}.{field}: can't set it in {path}: {error.strerror or error}"
             ) from None
-        _forbid_swap(path, name, version, host)
-        made.append(path)
-    # Two controllers of version 2, or mounted together, share a group.
-    return tuple(dict.fromkeys(made))
 
 
 def groups_of_lab(prefix: str, controllers: dict[str, Controller]) -> list[Path]:
@@ -95,7 +92,9 @@ def groups_of_lab(prefix: str, controllers: dict[str, Controller]) -> list[Path]
 
 
 def groups_of_host(group: str, controllers: dict[str, Controller]) -> list[Path]:
-    """Those that `make_groups` made; none for a host without limits."""
+    """Those that `make_groups` made; none for a host without limits. Controllers of version 2, or
+    mounted together, share one.
+    """
     roots = dict.fromkeys(controller.path for controller in controllers.values())
     return [root / group for root in roots if (root / group).is_dir()]
 
@@ -131,10 +130,8 @@ def _delegate(root: Path, controller: str) -> None:
         file.write_text(f"+{controller}")
 
 
-def _forbid_swap(path: Path, controller: str, version: int, host: Host) -> None:
+def _forbid_swap(path: Path, version: int, host: Host) -> None:
     """A host that swaps instead of running out would hide that a model does not fit."""
-    if controller != "memory":
-        return
     if version == 1:
         file, value = path / "memory.memsw.limit_in_bytes", str(host.memory_bytes)
     else:

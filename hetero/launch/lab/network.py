@@ -167,4 +167,6 @@ def _write_hosts_files(topology: Topology) -> None:
 
 def entering(lab: str, host: str) -> list[str]:
     """What a command line begins with to run in a host's namespace; the command replaces it."""
-    return [tool_path("ip"), "netns", "exec", namespace(lab, host)]
+    # The shell says what can't be run as people and scripts know it: `not found`, and 127.
+    shell = ["/bin/sh", "-c", 'exec "$@"', host]
+    return [tool_path("ip"), "netns", "exec", namespace(lab, host), *shell]
