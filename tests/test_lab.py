@@ -150,9 +150,14 @@ def transfer(lab, source, sink, num_bytes):
 
 
 def goodput(lab, source, sink, num_bytes):
-    with transfer(lab, source, sink, num_bytes) as (start, finish):
-        start()
-        return finish()
+    """The best of three: a busy machine makes a link slower, nothing makes it faster."""
+
+    def measure():
+        with transfer(lab, source, sink, num_bytes) as (start, finish):
+            start()
+            return finish()
+
+    return max(measure() for _ in range(3))
 
 
 def can_reach(lab, source, sink):

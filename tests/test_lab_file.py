@@ -94,11 +94,11 @@ def test_rates_are_read_as_they_are_written(text):
 @pytest.mark.parametrize(
     ("rate", "mtu", "qdisc"),
     [
-        ("10gbit", 1500, "tbf rate 10000000000bit burst 1250000 limit 13750000"),
+        ("10gbit", 1500, "tbf rate 10000000000bit burst 2500000 limit 15000000"),
         ("50mbit", 9000, "tbf rate 50000000bit burst 18036 limit 149108"),
     ],
 )
-def test_a_bucket_holds_a_millisecond_and_two_frames(rate, mtu, qdisc):
+def test_a_bucket_holds_two_milliseconds_and_two_frames(rate, mtu, qdisc):
     assert token_bucket(parse_rate("rate", rate), mtu) == qdisc
 
 

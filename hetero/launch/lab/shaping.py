@@ -8,10 +8,10 @@ _RATE = re.compile(r"(\d+(?:\.\d+)?)(mbit|gbit)")
 _UNITS = {"mbit": 10**6, "gbit": 10**9}
 _MIN_RATE, _MAX_RATE = 50 * 10**6, 40 * 10**9
 
-# Tokens for this long may be spent at once. A timer that fires later than that loses rate: at
-# 0.5 ms a busy machine lost 4% of 10 Gbit/s, at 2 ms it gained nothing over 1. More would let small
-# messages pass as if there were no limit.
-_BURST_S = 0.001
+# Tokens for this long may be spent at once. A timer that fires later than that loses rate, and
+# beside programs that take all CPUs it fires late: 10 Gbit/s became 2 with 1 ms, and 7 with 2; on an
+# idle machine 0.5 ms lost 4%. More would let small messages pass as if there were no limit.
+_BURST_S = 0.002
 
 # What a port keeps when more comes in than goes out, as long as a good switch's. A sender's own
 # packets wait in its socket instead: the kernel lets a connection keep few of them below.
@@ -46,9 +46,9 @@ def rate_text(rate_bits_per_s: int) -> str:
 def token_bucket(rate_bits_per_s: int, mtu: int) -> str:
     """A qdisc for tc. Changing from one to another keeps what is queued.
 
-    Burst: 1 ms, and two frames at least: a frame larger than the burst never passes. The kernel
+    Burst: 2 ms, and two frames at least: a frame larger than the burst never passes. The kernel
     hands over up to 64 KiB at once and cuts it into frames where the burst is smaller, which costs
-    time only below 500 Mbit/s, where there is plenty.
+    time only below 250 Mbit/s, where there is plenty.
     """
     bytes_per_s = rate_bits_per_s / 8
     burst_bytes = max(round(bytes_per_s * _BURST_S), 2 * (mtu + _HEADER_BYTES))
