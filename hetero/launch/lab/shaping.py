@@ -9,8 +9,8 @@ _UNITS = {"mbit": 10**6, "gbit": 10**9}
 _MIN_RATE, _MAX_RATE = 50 * 10**6, 40 * 10**9
 
 # Tokens for this long may be spent at once. A timer that fires later than that loses rate, and
-# beside programs that take all CPUs it fires late: 10 Gbit/s became 2 with 1 ms, and 7 with 2; on an
-# idle machine 0.5 ms lost 4%. More would let small messages pass as if there were no limit.
+# beside programs that take all CPUs it fires late: 10 Gbit/s became 2 with 1 ms, and 7 with 2; on
+# an idle machine 0.5 ms lost 4%. More would let small messages pass as if there were no limit.
 _BURST_S = 0.002
 
 # What a port keeps when more comes in than goes out, as long as a good switch's. A sender's own
