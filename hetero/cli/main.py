@@ -34,10 +34,11 @@ _VERBS = {
     "node": "Run one process of a cluster (what a service manager starts).",
     "profile": "What machines and wires can really do, measured.",
     "bench": "Measure.",
+    "lab": "Emulate a homelab on this box.",
     "doctor": "What is missing on this machine, and the command that fixes it.",
 }
 # Verbs with verbs of their own.
-_GROUPS = frozenset({"model", "node", "profile", "bench"})
+_GROUPS = frozenset({"model", "node", "profile", "bench", "lab"})
 
 
 class _Verbs(TyperGroup):
