@@ -35,6 +35,7 @@ from hetero.messages import (
 from hetero.serve.control import ControlLink
 from hetero.serve.engine_thread import EngineThread
 from hetero.serve.leases import Leases
+from hetero.transport.control_socket import RouterContact
 from hetero.transport.transfer import SinkTransfer, State
 from hetero.transport.zmq_link import SinkLink
 
@@ -58,7 +59,7 @@ class DecodeNode:
         engine: EngineThread,
         info: NodeInfo,
         *,
-        router: str,
+        router: RouterContact,
         data: SinkLink,
         context: "zmq.Context[zmq.Socket[bytes]]",
         credit_bytes: int,
