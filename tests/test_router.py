@@ -39,6 +39,7 @@ from hetero.messages import (
 )
 from hetero.serve.router import Router
 from hetero.serve.service import Request, ServedModel, Summary
+from hetero.transport.control_socket import RouterContact
 
 WAIT_S = 20
 TICKET = Ticket(ticket_id="r.1", address="tcp://x:1", num_tokens=3, lease_s=30)
@@ -54,9 +55,12 @@ def vocab(tmp_path_factory):
 class ScriptedNode:
     """A node's line to the router, driven by hand."""
 
-    def __init__(self, cluster, info, key_of=None):
+    def __init__(self, cluster, info, key=None):
         self.info = info
-        contact = cluster.keys.contact(key_of or info.name, cluster.address)
+        self.key = key or cluster.keys.node(info.name)
+        contact = RouterContact(
+            address=cluster.address, router_key=cluster.keys.router_key, key=self.key
+        )
         self.socket = node_socket(cluster.context, contact, f"{info.name} {info.instance}")
         cluster.nodes.append(self)
 

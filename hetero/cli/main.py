@@ -31,12 +31,13 @@ _VERBS = {
     "model": "Look at, make and fetch model files.",
     "up": "Bring a cluster up.",
     "status": "What a cluster's nodes are doing.",
+    "keys": "The keys of a cluster's machines, and which of them may talk.",
     "node": "Run one process of a cluster (what a service manager starts).",
     "bench": "Measure.",
     "doctor": "What is missing on this machine, and the command that fixes it.",
 }
 # Verbs with verbs of their own.
-_GROUPS = frozenset({"model", "node", "bench"})
+_GROUPS = frozenset({"model", "keys", "node", "bench"})
 
 
 class _Verbs(TyperGroup):

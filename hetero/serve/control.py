@@ -6,6 +6,7 @@ The node dials; the router's address may come and go, the line is the same.
 import logging
 import time
 from collections.abc import Callable, Iterator
+from shlex import quote
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -35,13 +36,12 @@ _WELCOME_WAIT_S = 5.0
 _COMPLAIN_EVERY_S = 60.0
 
 # What tells how far a line came: nothing of one that never connected.
-_LINE_EVENTS = (
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
+_LINE_EVENTS = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _HANDSHAKE_FAILED
 
 # A prompt of a million tokens is 5 MB of ids; nothing else on this line is large.
 MAX_CONTROL_BYTES = 64 * 2**20
@@ -59,7 +59,7 @@ class ControlLink:
     ) -> None:
         self.socket = dial(context, router, info.instance, MAX_CONTROL_BYTES)
         self._monitor = self.socket.get_monitor_socket(_LINE_EVENTS)
-        self._line_event: int | None = None  # the last one
+        self._line_events = 0  # those seen, as bits
         self._info = info
         self._load = load
         self._router = router
@@ -118,17 +118,19 @@ class ControlLink:
 
     def _watch_line(self) -> None:
         while self._monitor.poll(0):
-            self._line_event = recv_monitor_message(self._monitor)["event"]
+            self._line_events |= recv_monitor_message(self._monitor)["event"]
 
     def _suspicion(self) -> str:
         """What is likely wrong. A router does not tell those it does not know."""
         router = self._router
-        if self._line_event is None:
-            return "nothing answers at that address; is it running, and reachable?"
-        if self._line_event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        if self._line_events & zmq.EVENT_HANDSHAKE_SUCCEEDED:
             return "the keys are right, but it says nothing; does it hang, or was the key revoked?"
-        return (
-            "something listens there and hangs up. Either it does not know this node's key "
-            f"(on its machine: hetero keys allow {self._info.name} '{router.key.public}'), or its "
-            f"key is not {router.router_key} (there: hetero keys list), or it is no router"
-        )
+        if self._line_events & _HANDSHAKE_FAILED:
+            return (
+                "it hangs up. Either it does not know this node's key (on its machine: hetero keys "
+                f"allow {quote(self._info.name)} {quote(router.key.public)}), or its key is not "
+                f"{router.router_key} (there: hetero keys list), or it is no router"
+            )
+        if self._line_events:
+            return "something listens there, but says nothing; is it a router, and does it hang?"
+        return "nothing listens there; is it running, and reachable?"

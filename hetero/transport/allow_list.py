@@ -6,11 +6,12 @@ restart and no message.
 
 import logging
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from hetero.errors import ConfigError
-from hetero.transport.keys import PUBLIC_SUFFIX, check_name, check_public_key, load_public_key
+from hetero.transport.keys import PUBLIC_SUFFIX, check_name, check_public_key, read_public_key
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +20,20 @@ _Signature = frozenset[tuple[str, int, int, int]]
 
 _ALLOWED = "allowed"
 
+# A file that came or went is seen at the next question, by the directory's time of change. One that
+# was written over in place, or within a tick of the file system's clock, is seen after this.
+_LOOK_CLOSER_S = 0.25
+
 
 class AllowList:
     """Safe to ask from any thread: what was read is replaced as a whole."""
 
     def __init__(self, keys_directory: Path) -> None:
         self.directory = keys_directory / _ALLOWED
-        self._read: tuple[_Signature, dict[str, str]] = (frozenset(), {})
+        # No signature: what could be read is not all.
+        self._read: tuple[_Signature | None, dict[str, str]] = (frozenset(), {})
+        self._changed_ns = 0
+        self._look_at = 0.0
 
     def __contains__(self, public_key: str) -> bool:
         return public_key in self.keys().values()
@@ -39,9 +47,21 @@ class AllowList:
 
     def keys(self) -> dict[str, str]:
         """Public keys by name, as the files say now. No directory, no list: then nobody may."""
-        signature = self._signature()
-        if signature != self._read[0]:
-            self._read = (signature, self._load(signature))
+        now, changed_ns = time.monotonic(), self._directory_changed_ns()
+        if changed_ns == self._changed_ns and now < self._look_at:
+            return self._read[1]
+        try:
+            signature = self._signature()
+            if signature != self._read[0]:
+                self._read = (signature, self._load(signature))
+        except OSError as error:
+            # So it is when strangers hold the last file descriptor: they shut nobody else out.
+            if self._read[0] is not None:
+                logger.error("allow-list %s: can't read it: %s", self.directory, error.strerror)
+            known = self._read[1].items()
+            self._read = (None, {n: key for n, key in known if os.path.exists(self._file(n))})
+        # Last: another thread must not go by them before it finds what was read.
+        self._changed_ns, self._look_at = changed_ns, now + _LOOK_CLOSER_S
         return self._read[1]
 
     def allow(self, name: str, public_key: str) -> Path:
@@ -83,9 +103,15 @@ class AllowList:
     def _file(self, name: str) -> Path:
         return self.directory / f"{check_name(name)}{PUBLIC_SUFFIX}"
 
+    def _directory_changed_ns(self) -> int:
+        try:
+            return os.stat(self.directory).st_mtime_ns
+        except OSError:
+            return 0
+
     def _signature(self) -> _Signature:
         signature = set()
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.directory) as entries:
+        with suppress(FileNotFoundError), os.scandir(self.directory) as entries:
             for entry in entries:
                 if entry.name.endswith(PUBLIC_SUFFIX) and not entry.name.startswith("."):
                     with suppress(FileNotFoundError):  # revoked at this moment
@@ -98,10 +124,12 @@ class AllowList:
     def _load(self, signature: _Signature) -> dict[str, str]:
         keys = {}
         for file_name, *_ in sorted(signature):
+            path = self.directory / file_name
             try:
-                keys[file_name.removesuffix(PUBLIC_SUFFIX)] = load_public_key(
-                    self.directory / file_name
-                )
+                keys[file_name.removesuffix(PUBLIC_SUFFIX)] = read_public_key(path)
             except ConfigError as error:
                 logger.error("allow-list: %s; it allows nobody", error)
+            except OSError:
+                if os.path.exists(path):  # else it was revoked at this moment
+                    raise
         return keys

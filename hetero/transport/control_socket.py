@@ -21,8 +21,9 @@ from hetero.transport.keys import KeyPair, check_public_key, load_key, secret_fi
 # A dead peer is noticed by the connection within this time, whatever TCP thinks.
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 2_000, 10_000
 
-# One that connects and does not come through its handshake by then is hung up on.
-HANDSHAKE_MS = 5_000
+# One that connects and does not come through its handshake by then is hung up on; so is, at the
+# latest, one whose key is not allowed. Before a node complains that it gets no answer.
+HANDSHAKE_MS = 3_000
 
 # A node that is not allowed, or whose router is away, tries as often as this. libzmq's 100 ms
 # would be ten key exchanges a second.

@@ -63,7 +63,7 @@ def make_key(directory: Path, name: str) -> KeyPair:
             with open(os.open(secret_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
                 f.write(secret_draft.read_bytes())
             public_draft.chmod(0o644)
-            public_draft.replace(directory / f"{name}{PUBLIC_SUFFIX}")
+            public_draft.replace(public_file_of(directory, name))
     except FileExistsError:
         raise ConfigError(
             f"{secret_file}: there is a key of that name already; take another name, or move the "
@@ -94,10 +94,19 @@ def load_key(path: Path) -> KeyPair:
 def load_public_key(path: Path) -> str:
     """Of a .key file. Raises: ConfigError; also for a file that holds a secret."""
     try:
+        return read_public_key(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: can't read the key: {_reason(error)}") from None
+
+
+def read_public_key(path: Path) -> str:
+    """Raises: ConfigError if it holds none, or a secret; OSError."""
+    try:
         public, secret = load_certificate(path)
-    except (OSError, ValueError) as error:
-        reason = _reason(error) if isinstance(error, OSError) and error.strerror else "no key in it"
-        raise ConfigError(f"{path}: need a public key (NAME.key), have {reason}") from None
+    except ValueError:
+        raise ConfigError(
+            f"{path}: need a public key (NAME.key), have another kind of file"
+        ) from None
     if secret is not None:
         raise ConfigError(
             f"{path}: need a public key (NAME.key), have a secret one: it should not leave the "
@@ -139,6 +148,16 @@ def check_curve() -> None:
 
 def secret_file_of(directory: Path, name: str) -> Path:
     return directory / f"{name}{SECRET_SUFFIX}"
+
+
+def public_file_of(directory: Path, name: str) -> Path:
+    return directory / f"{name}{PUBLIC_SUFFIX}"
+
+
+def own_public_keys(directory: Path) -> dict[str, str]:
+    """Of the pairs whose secret half is in `directory`, by name."""
+    secrets = directory.glob(f"[!.]*{SECRET_SUFFIX}")
+    return {path.name.removesuffix(SECRET_SUFFIX): load_key(path).public for path in secrets}
 
 
 def _key_pair(path: Path) -> KeyPair:

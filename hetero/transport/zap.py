@@ -15,8 +15,9 @@ DOMAIN = b"hetero"
 
 _ENDPOINT = "inproc://zeromq.zap.01"
 
-# To 300 ("temporary error") libzmq says nothing and hangs up; to 400 and 500 it sends the stranger
-# an ERROR that tells a known key from an unknown one (zap_client.cpp, handle_zap_status_code).
+# At 300 ("temporary error") libzmq says nothing and hangs up, at once or when the time for the
+# handshake is over; at 400 and 500 it sends the stranger an ERROR, which tells an unknown key from a
+# router that is slow (zap_client.cpp, handle_zap_status_code).
 _ADMITTED, _SILENTLY_NOT = b"200", b"300"
 
 
