@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 
 import zmq
 from zmq.utils import z85
@@ -16,9 +17,12 @@ DOMAIN = b"hetero"
 _ENDPOINT = "inproc://zeromq.zap.01"
 
 # At 300 ("temporary error") libzmq says nothing and hangs up, at once or when the time for the
-# handshake is over; at 400 and 500 it sends the stranger an ERROR, which tells an unknown key from a
-# router that is slow (zap_client.cpp, handle_zap_status_code).
+# handshake is over; at 400 and 500 it sends the stranger an ERROR, which tells an unknown key from
+# a router that is slow (zap_client.cpp, handle_zap_status_code).
 _ADMITTED, _SILENTLY_NOT = b"200", b"300"
+
+# Strangers do not fill the log.
+_LOG_EVERY_S = 1.0
 
 
 class ZapHandler:
@@ -27,6 +31,7 @@ class ZapHandler:
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", allowed: AllowList) -> None:
         self._allowed = allowed
+        self._log_next = 0.0
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(_ENDPOINT)
@@ -56,9 +61,12 @@ class ZapHandler:
         public_key: bytes = z85.encode(credentials[0])
         if public_key.decode() in self._allowed:
             return public_key
-        logger.info(
-            "%s: key %s is not on the allow-list, and gets no answer",
-            address.decode("ascii", "replace"),
-            public_key.decode(),
-        )
+        now = time.monotonic()
+        if now >= self._log_next:
+            self._log_next = now + _LOG_EVERY_S
+            logger.info(
+                "%s: key %s is not on the allow-list, and gets no answer",
+                address.decode("ascii", "replace"),
+                public_key.decode(),
+            )
         return b""
