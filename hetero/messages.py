@@ -137,7 +137,9 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["prefill", "decode"]
     host: str
     pid: int
-    instance: str  # new at every start: a restarted node has forgotten what it held
+    # New at every start: a restarted node has forgotten what it held. Also the route of its
+    # connection, so that nobody but the router is told.
+    instance: str
     model: str
     fingerprint: Fingerprint
     context_tokens: int  # longest prompt plus answer it takes

@@ -31,6 +31,7 @@ _VERBS = {
     "model": "Look at, make and fetch model files.",
     "up": "Bring a cluster up.",
     "status": "What a cluster's nodes are doing.",
+    "keys": "The keys of a cluster's machines, and which of them may talk.",
     "node": "Run one process of a cluster (what a service manager starts).",
     "profile": "What machines and wires can really do, measured.",
     "bench": "Measure.",
@@ -38,7 +39,7 @@ _VERBS = {
     "doctor": "What is missing on this machine, and the command that fixes it.",
 }
 # Verbs with verbs of their own.
-_GROUPS = frozenset({"model", "node", "profile", "bench", "lab"})
+_GROUPS = frozenset({"model", "keys", "node", "profile", "bench", "lab"})
 
 
 class _Verbs(TyperGroup):

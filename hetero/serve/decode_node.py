@@ -34,6 +34,7 @@ from hetero.messages import (
 from hetero.serve.control import ControlLink
 from hetero.serve.engine_thread import EngineThread
 from hetero.serve.leases import Leases
+from hetero.transport.control_socket import RouterContact
 from hetero.transport.seals import KEY_BYTES
 from hetero.transport.tcp_sink import Arrived, Broke, TcpSink
 from hetero.transport.transfer import SinkTransfer
@@ -57,7 +58,7 @@ class DecodeNode:
         engine: EngineThread,
         info: NodeInfo,
         *,
-        router: str,
+        router: RouterContact,
         sink: TcpSink,
         context: "zmq.Context[zmq.Socket[bytes]]",
         credit_bytes: int,
