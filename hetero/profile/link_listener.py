@@ -15,8 +15,9 @@ from importlib.metadata import version
 
 from hetero import __version__
 from hetero.errors import PeerError
+from hetero.kv.blob_memory import BlobMemory
 from hetero.kv.layout import KVLayout
-from hetero.kv.staging import StagingBlob
+from hetero.kv.staging import StagingBlob, StateLayout
 from hetero.llama.context import Context
 from hetero.messages import Fingerprint, ModelFingerprint, SealName, Ticket
 from hetero.profile.link_key import PATIENCE_S, SESSION, session_ticket
@@ -69,6 +70,8 @@ class LinkListener:
             hyperparameters=model, tokenizer="", chat_template="", tensors=""
         )
         self._fingerprint = Fingerprint(model=nothing, layout=layout)
+        longest = StateLayout(layout, context.tokens_per_sequence, context.config.num_streams)
+        self._memory = BlobMemory(longest.num_bytes)
         self._transfers: dict[str, SinkTransfer] = {}
         self._outcomes: dict[str, Arrived | Broke] = {}
         self._plain: queue.SimpleQueue[PlainEnded] = queue.SimpleQueue()
@@ -138,7 +141,9 @@ class LinkListener:
             raise PeerError(f"need at most {MAX_TRANSFERS} transfers under way, have more")
         ticket = self._new_ticket(seal)
         config = self._context.config
-        staging = StagingBlob(self._fingerprint.layout, self._num_tokens, config.num_streams)
+        staging = StagingBlob(
+            self._fingerprint.layout, self._num_tokens, config.num_streams, self._memory
+        )
         transfer = SinkTransfer(ticket, self._fingerprint, staging, _CREDIT_BYTES)
         self._transfers[ticket.ticket_id] = transfer
         self._sink.expect(transfer)

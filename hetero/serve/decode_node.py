@@ -15,7 +15,8 @@ import zmq
 from hetero.decode.engine import Admitted, Event
 from hetero.decode.sequence import Job
 from hetero.errors import EngineError, HeteroError, PeerError
-from hetero.kv.staging import StagingBlob
+from hetero.kv.blob_memory import BlobMemory
+from hetero.kv.staging import StagingBlob, StateLayout
 from hetero.messages import (
     Cancel,
     Failed,
@@ -67,6 +68,8 @@ class DecodeNode:
         self._info = info
         self._sink = sink
         self._credit_bytes = credit_bytes
+        longest = StateLayout(info.fingerprint.layout, info.context_tokens, engine.num_streams)
+        self._memory = BlobMemory(longest.num_bytes)
         self._inbound: dict[str, _Inbound] = {}  # by ticket id
         self._leases = Leases()
         self._choices_left: dict[str, int] = {}
@@ -166,7 +169,10 @@ class DecodeNode:
             return failed(job.request_id, EngineError("cancelled before it was admitted"))
         try:
             staging = StagingBlob(
-                self._info.fingerprint.layout, job.num_prompt_tokens, self._engine.num_streams
+                self._info.fingerprint.layout,
+                job.num_prompt_tokens,
+                self._engine.num_streams,
+                self._memory,
             )
         except MemoryError:
             self._engine.cancel(job.request_id)
