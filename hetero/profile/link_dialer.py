@@ -159,7 +159,8 @@ class LinkDialer:
         samples.sink_cores.append((sink_now - sink_s) / elapsed)
 
     def _goodput(self, mode: Mode, samples: _Samples, seconds: float) -> None:
-        """Transfers back to back: the next one is on its way while the last is restored."""
+        """Transfers back to back: the next one is on its way while the last is restored. Timed from
+        the first ticket to the last restore, so a little is lost at both ends, and none made up."""
         source_s, sink_s = self._usage()
         started = time.perf_counter()
         under_way = [self._send(mode)]

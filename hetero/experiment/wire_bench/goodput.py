@@ -3,6 +3,8 @@
 Ceiling: one TCP connection that moves bytes from nowhere to nowhere, on the same link.
 """
 
+from dataclasses import dataclass
+from importlib.metadata import version
 from statistics import mean, median
 
 from hetero.experiment.figures import Figure, Say, Target, at_least
@@ -20,27 +22,63 @@ _TARGETS: dict[tuple[str, str], Target] = {
 def measure(settings: Settings, rate: str, say: Say) -> list[Figure]:
     with shaped_link(settings, rate) as link:
         rounds = [_round(link, say) for _ in range(settings.num_rounds)]
-    return [_figure(settings, rate, seal, rounds) for seal in settings.seals]
+    figures = [_figure(settings, rate, seal, rounds) for seal in settings.seals]
+    if settings.with_mooncake:
+        figures.append(_mooncake_figure(settings, rate, rounds))
+    return figures
 
 
-def _round(link: Link, say: Say) -> tuple[float, LinkProfile]:
-    """iperf3's rate, before and after, and ours between."""
+@dataclass(frozen=True)
+class _Round:
+    """Bytes per second, all within a minute."""
+
+    iperf3: float
+    hetero: LinkProfile
+    mooncake: float | None
+
+
+def _round(link: Link, say: Say) -> _Round:
+    """iperf3 before and after, and what is compared with it between."""
     before = link.iperf3()
     ours = link.hetero()
+    mooncake = link.mooncake(ours.transfer_bytes) if link.settings.with_mooncake else None
     beside = mean([before, link.iperf3()])
-    shares = [f"{row.seal} {row.bytes_per_s.median / beside:.3f}" for row in ours.goodput]
-    say(f"iperf3 {8e-9 * beside:.2f} Gbit/s; of it: {', '.join(shares)}")
-    return beside, ours
+    shares: dict[str, float] = {row.seal: row.bytes_per_s.median / beside for row in ours.goodput}
+    if mooncake is not None:
+        shares["mooncake"] = mooncake / beside
+    told = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+    say(f"iperf3 {8e-9 * beside:.2f} Gbit/s; of it: {told}")
+    return _Round(beside, ours, mooncake)
 
 
-def _figure(
-    settings: Settings, rate: str, seal: str, rounds: list[tuple[float, LinkProfile]]
-) -> Figure:
-    rows = [_row(profile, seal) for _, profile in rounds]
-    iperf3 = [beside for beside, _ in rounds]
+def _mooncake_figure(settings: Settings, rate: str, rounds: list[_Round]) -> Figure:
+    moved = [one.mooncake for one in rounds if one.mooncake is not None]
+    ratios = [rate_there / one.iperf3 for rate_there, one in zip(moved, rounds, strict=True)]
+    return Figure(
+        name=f"mooncake_{rate}",
+        says="bytes per second of Mooncake's engine over TCP, memory to memory, over iperf3's",
+        value=median(ratios),
+        unit="ratio",
+        target=None,
+        arms={
+            "round_ratio": ratios,
+            "gbit_per_s": [8e-9 * one for one in moved],
+            "iperf3_gbit_per_s": [8e-9 * one.iperf3 for one in rounds],
+        },
+        parameters={"rate": rate, "mtu": settings.mtu, "version": _mooncake_version()},
+    )
+
+
+def _mooncake_version() -> str:
+    return version("mooncake-transfer-engine-non-cuda")
+
+
+def _figure(settings: Settings, rate: str, seal: str, rounds: list[_Round]) -> Figure:
+    profiles = [one.hetero for one in rounds]
+    rows = [_row(profile, seal) for profile in profiles]
+    iperf3 = [one.iperf3 for one in rounds]
     ratios = [row.bytes_per_s.median / beside for row, beside in zip(rows, iperf3, strict=True)]
-    plain = [profile.plain for _, profile in rounds]
-    first = rounds[0][1]
+    plain = [profile.plain for profile in profiles]
     return Figure(
         name=f"goodput_{seal}_{rate}",
         says=f"KV bytes per second, seal {seal}, over iperf3's, one connection",
@@ -57,7 +95,7 @@ def _figure(
             "plain_source_cores": [one.source_cores.median for one in plain],
             "plain_sink_cores": [one.sink_cores.median for one in plain],
             "restore_s": [row.restore_s.median for row in rows],
-            "rtt_s": [profile.rtt_s.median for _, profile in rounds],
+            "rtt_s": [profile.rtt_s.median for profile in profiles],
         },
         parameters={
             "rate": rate,
@@ -65,7 +103,7 @@ def _figure(
             "seal": seal,
             "shape": settings.shape,
             "kv_type": settings.kv_type,
-            "transfer_bytes": first.transfer_bytes,
+            "transfer_bytes": profiles[0].transfer_bytes,
             "window_bytes": rows[-1].window_bytes,
             "connections": "as the window asks",
         },

@@ -53,6 +53,18 @@ class Link:
         )
         return msgspec.json.decode(report.splitlines()[-1], type=LinkProfile)
 
+    def mooncake(self, num_bytes: int) -> float:
+        """Bytes per second of Mooncake's transfer engine, in batches of `num_bytes`."""
+        sink = [*_MOONCAKE, "sink", self._address, str(num_bytes)]
+        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE} | _QUIET
+        with _running(self.lab, sink, **options) as process:
+            said = json.loads(_first_line(process))
+            seconds = str(self.settings.seconds)
+            where = [self.lab.address(_SOURCE), said["target"], str(said["memory"])]
+            sizes = [str(num_bytes), str(_MOONCAKE_FRAME_BYTES), seconds]
+            report = self._run([*_MOONCAKE, "source", *where, *sizes])
+        return float(json.loads(report.splitlines()[-1])["bytes_per_s"])
+
     @property
     def _address(self) -> str:
         return self.lab.address(_SINK)
@@ -77,6 +89,9 @@ class Link:
 
 
 _HETERO = (sys.executable, "-P", "-m", "hetero")
+_MOONCAKE = (sys.executable, "-P", "-m", "hetero.experiment.wire_bench.mooncake_peer")
+_MOONCAKE_FRAME_BYTES = 2 * 2**20
+_QUIET = {"stderr": subprocess.DEVNULL}
 
 
 @contextmanager
@@ -94,19 +109,24 @@ def shaped_link(settings: Settings, rate: str) -> Iterator[Link]:
         listener = [*_HETERO, "profile", "link", "--listen", address, "--shape", settings.shape]
         options = ["--kv-k", settings.kv_type, "--kv-v", settings.kv_type]
         with (
-            _running(lab, ["iperf3", "-s"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL),
+            _running(lab, ["iperf3", "-s"], stdout=subprocess.DEVNULL, **_QUIET),
             _running(
                 lab,
                 [*listener, *options, "--tokens", str(settings.tokens), "--json"],
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                **_QUIET,
             ) as process,
         ):
-            assert process.stdout is not None
-            said = process.stdout.readline()
-            if not said:
-                raise EngineError("hetero profile link --listen: ended before it listened")
-            yield Link(lab, settings, json.loads(said)["key"])
+            yield Link(lab, settings, json.loads(_first_line(process))["key"])
+
+
+def _first_line(process: "subprocess.Popen[Any]") -> bytes:
+    """The JSON with which a listening end says that it listens; what its libraries say is not."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(b"{"):
+            return bytes(line)
+    raise EngineError("a listening end of the benchmark ended before it listened")
 
 
 @contextmanager

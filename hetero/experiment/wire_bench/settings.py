@@ -1,6 +1,7 @@
 """What is measured, and for how long."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from hetero.messages import SealName
 
@@ -17,6 +18,7 @@ class Settings:
     tokens: int
     seconds: int
     num_rounds: int
+    with_mooncake: bool
 
 
 def full_settings() -> Settings:
@@ -27,8 +29,9 @@ def full_settings() -> Settings:
         shape="llama-3.1-8b",
         kv_type="q8_0",
         tokens=2048,
-        seconds=4,
+        seconds=8,
         num_rounds=5,
+        with_mooncake=find_spec("mooncake") is not None,
     )
 
 
@@ -42,4 +45,5 @@ def quick_settings() -> Settings:
         tokens=256,
         seconds=1,
         num_rounds=1,
+        with_mooncake=False,
     )
