@@ -1,4 +1,4 @@
-"""How much may be in flight: what the path holds at its rate, twice, so that it never runs dry.
+"""How much may be in flight: twice what the path holds, and a little, so that it never runs dry.
 
 Rate and delay are measured on the transfer itself, from the time that each frame's credit takes, as
 BBR does for segments (Cardwell et al., 2016): the highest rate and the shortest delay seen lately.
@@ -18,6 +18,11 @@ from math import ceil
 _MIN_FRAMES = 2
 
 _GAIN = 2.0
+
+# Beyond what the path holds: the threads at both ends may be off their processors for so long, and
+# the wire should not stand still meanwhile. It waits in the kernel's buffers, not on the path.
+_PAUSE_S = 0.02
+
 _START_BYTES = 4 * 2**20
 
 # What was measured is forgotten after this, for paths change.
@@ -65,7 +70,8 @@ class Window:
         """At 0 one frame may go when none is out."""
         if self._is_probing:
             return 0
-        target = int(_GAIN * self.rate * self.delay) if self._rates else _START_BYTES
+        held_s = _GAIN * self.delay + _PAUSE_S
+        target = int(self.rate * held_s) if self._rates else _START_BYTES
         return min(self.max_bytes, max(target, _MIN_FRAMES * self._largest_frame))
 
     @property
