@@ -109,6 +109,23 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
 # How the bytes of a transfer are protected, the weakest first: see `transport.seals`.
 SealName = Literal["none", "mac", "aead"]
 
+# What carries a transfer's rows: its connections, or NIXL over what its name says.
+TransportName = Literal["tcp", "nixl-rdma", "nixl-shm", "nixl-tcp"]
+
+
+class SlotRing(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory of a sink, cut in slots, that sources write sealed rows into through NIXL.
+
+    `metadata` is NIXL's own; it says how to reach the agent and its registered memory.
+    """
+
+    transport: TransportName
+    agent: Name
+    metadata: Annotated[bytes, msgspec.Meta(max_length=64 * 2**10)]
+    address: Count  # of slot 0
+    slot_bytes: Count
+    num_slots: Count
+
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     """A decode node's promise to hold room for one prompt's KV until the lease runs out.
@@ -124,6 +141,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     seal: SealName
     have_tokens: int = 0  # tokens the sink already holds, for suffix-only transfer later
+    ring: SlotRing | None = None  # None: rows come over the connections
 
     def __repr__(self) -> str:  # of messages too: the key must not reach a log
         return f"Ticket({self.ticket_id!r}, {self.address!r}, {self.seal})"
@@ -146,6 +164,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     attention: str
     seal: SealName  # a decode node's transfers have it; a prefill node takes none weaker
+    transport: TransportName = "tcp"
     versions: dict[str, str]
 
 
@@ -292,7 +311,8 @@ class Open(Message, frozen=True, kw_only=True):
 
 
 class Rows(Message, frozen=True, kw_only=True):
-    """Header of a row frame; the rows follow as the next part of the same message."""
+    """Header of a row frame. The rows, sealed, follow it on the same connection, or lie in a slot
+    already."""
 
     ticket_id: Name
     kind: Literal["k", "v"]
@@ -301,6 +321,8 @@ class Rows(Message, frozen=True, kw_only=True):
     first_token: Count
     end_token: Count
     frame: Count  # counts from 0 in a transfer; its credit names it
+    slot: Count | None = None  # one of those that the sink has lent
+    slot_bytes: Count = 0  # of the rows in it, not of their seal
 
 
 class Done(Message, frozen=True, kw_only=True):
@@ -315,6 +337,12 @@ class Abort(Message, frozen=True, kw_only=True):
     reason: Reason
 
 
+class NoMoreWrites(Message, frozen=True, kw_only=True):
+    """Of a transfer that ended early: whoever speaks here will write to no slot any more."""
+
+    ticket_id: Name
+
+
 # Either way: says that its sender is there when it has nothing else to say.
 
 
@@ -326,10 +354,11 @@ class Alive(Message, frozen=True, kw_only=True):
 
 
 class Ready(Message, frozen=True, kw_only=True):
-    """The fingerprints agree; this many bytes of rows may be in flight."""
+    """The fingerprints agree; this many bytes of rows may be in flight, in these slots."""
 
     ticket_id: Name
     credit_bytes: Annotated[int, msgspec.Meta(ge=1)]
+    slots: tuple[Count, ...] = ()
 
 
 class Credit(Message, frozen=True, kw_only=True):
@@ -350,7 +379,7 @@ ToRouter = (
     Hello | Heartbeat | Reserved | FirstTokens | Sent | Joined | Generated | Finished | Failed
 )
 ToNode = WhoAreYou | Welcome | Unwelcome | Reserve | Generate | Prefill | Renew | Cancel
-ToSink = Open | Rows | Done | Abort | Alive
+ToSink = Open | Rows | Done | Abort | NoMoreWrites | Alive
 ToSource = Ready | Credit | Refused | Alive
 
 _VERSION_BYTE = bytes([WIRE_VERSION])

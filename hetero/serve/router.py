@@ -347,6 +347,7 @@ def _node_status(node: _Node) -> dict[str, Any]:
         "host": node.info.host,
         "pid": node.info.pid,
         "health": "lost" if node.is_lost else "ready",
+        "transport": node.info.transport,
         "kv_bytes_held": node.load.kv_bytes_held,
         "active": node.load.active,
         "queued": node.load.queued,

@@ -38,7 +38,10 @@ from hetero.serve.prefill_setup import make_prefill_engine
 from hetero.serve.prefill_worker import PrefillWorker
 from hetero.serve.router import Router
 from hetero.serve.service import ServedModel
+from hetero.transport.connection import split_address
 from hetero.transport.door import Door
+from hetero.transport.nixl_sink import SlotReceiver
+from hetero.transport.nixl_source import SendBuffers
 from hetero.transport.tcp_sink import TcpSink
 
 logger = logging.getLogger(__name__)
@@ -122,6 +125,9 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
     spec = gguf_to_spec(GGUFFile.open(config.model))
     layout = model_layout(spec, config.kv_k, config.kv_v)
     fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
+    buffers = None
+    if config.transport != "tcp":
+        buffers = SendBuffers(config.transport, allow_tcp=config.allow_tcp)
     engine = make_prefill_engine(config, layout)
     with Model(config.model, vocab_only=True) as model, zmq.Context() as context:
         worker = PrefillWorker(
@@ -130,6 +136,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
             fingerprint,
             weakest_seal=config.seal,
             num_connections=config.connections,
+            buffers=buffers,
         )
         info = NodeInfo(
             name=config.name,
@@ -145,12 +152,15 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
             engine=engine.name,
             attention=engine.attention,
             seal=config.seal,
+            transport=config.transport,
             versions=_versions("torch") if engine.name == "torch" else _versions(),
         )
         node = PrefillNode(worker, info, router=config.router, context=context)
         _run_until_signalled(node, config.name, "prefill", announce)
         worker.close()
         engine.close()
+        if buffers is not None:
+            buffers.close()
 
 
 def run_decode(config: DecodeConfig, announce: Announce) -> None:
@@ -164,7 +174,8 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
     if any(wildcard in config.listen for wildcard in ("//0.0.0.0:", "//*:", "//[::]:")):
         raise ConfigError(f"listen: need the address that prefill nodes dial, have {config.listen}")
     with zmq.Context() as context:
-        sink = TcpSink(Door(config.listen, config.advertise))
+        receiver = _slot_receiver(config)
+        sink = TcpSink(Door(config.listen, config.advertise), receiver)
         engine = DecodeEngine(
             Path(config.model),
             layout,
@@ -192,6 +203,7 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
             engine="llama",
             attention="llama",
             seal=config.seal,
+            transport=config.transport,
             versions=_versions(),
         )
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -207,6 +219,24 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
         _run_until_signalled(node, config.name, "decode", announce)
         thread.close()
         engine.close()
+        if receiver is not None:
+            receiver.close()
+
+
+def _slot_receiver(config: DecodeConfig) -> SlotReceiver | None:
+    """Raises: ConfigError"""
+    if config.transport == "tcp":
+        return None
+    if config.nixl_slots < config.slots:
+        raise ConfigError(
+            f"nixl_slots: need one for each of {config.slots} slots, have {config.nixl_slots}"
+        )
+    return SlotReceiver(
+        config.transport,
+        config.nixl_slots,
+        allow_tcp=config.allow_tcp,
+        interface_of=split_address(config.listen)[0],
+    )
 
 
 def _run_until_signalled(

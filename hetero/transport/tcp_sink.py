@@ -5,8 +5,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from socket import socket
 
+from msgspec.structs import replace
+
 from hetero.errors import PeerError
-from hetero.messages import MAX_REASON_CHARS, Refused, decode_to_sink, encode
+from hetero.messages import (
+    MAX_REASON_CHARS,
+    NoMoreWrites,
+    Ready,
+    Refused,
+    Rows,
+    SlotRing,
+    ToSink,
+    decode_to_sink,
+    encode,
+)
+from hetero.transport.carrier import InlineReceiver, RowReceiver
 from hetero.transport.connection import GRACE_S, Connection, answer, failure
 from hetero.transport.door import Door
 from hetero.transport.handshake import Hello
@@ -35,13 +48,16 @@ class _Inbound:
     transfer: SinkTransfer
     connections: dict[int, Connection] = field(default_factory=dict)  # by stream
     has_ended: bool = False
+    is_written_to: bool = False  # a connection ended, and not with NoMoreWrites
 
 
 class TcpSink:
     """Transfers expected at a door. What becomes of them is in `events`."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, carrier: RowReceiver | None = None) -> None:
+        """carrier: of the rows; None for the connections."""
         self.door = door
+        self._carrier = carrier or InlineReceiver()
         self.events: Mailbox[Arrived | Broke] = Mailbox()
         self._inbound: dict[str, _Inbound] = {}  # by ticket id
         self._lock = threading.Lock()  # of the inbound transfers
@@ -50,6 +66,11 @@ class TcpSink:
     def address(self) -> str:
         """Where sources dial."""
         return self.door.address
+
+    @property
+    def ring(self) -> SlotRing | None:
+        """Where sources write rows to."""
+        return self._carrier.ring
 
     def expect(self, transfer: SinkTransfer) -> None:
         """From now on its source may dial."""
@@ -87,11 +108,18 @@ class TcpSink:
         with self._lock:
             inbound.has_ended = True
             connections = list(inbound.connections.values())
+            self._release_if_over(inbound)
         for connection in connections:
             connection.last_word(encode(refusal))
             tear = threading.Timer(GRACE_S, connection.break_off)
             tear.daemon = True
             tear.start()
+
+    def _release_if_over(self, inbound: _Inbound) -> None:
+        """Once its last connection has ended, too: until then its source may write."""
+        if inbound.has_ended and not inbound.connections:
+            ticket = inbound.transfer.ticket
+            self._carrier.release(ticket, is_written_to=inbound.is_written_to)
 
     def _break(self, inbound: _Inbound, error: PeerError) -> None:
         ticket_id = inbound.transfer.ticket.ticket_id
@@ -123,14 +151,16 @@ class TcpSink:
     def _serve(self, inbound: _Inbound, connection: Connection, stream: int) -> None:
         """A connection's thread, until its source closes it or the transfer is over."""
         transfer = inbound.transfer
+        has_left = False
         try:
             while (received := connection.receive()) is not None:
-                if inbound.has_ended:
-                    continue
-                message, rows = received
-                reply = transfer.receive(decode_to_sink(message), rows)
-                if reply is not None:
-                    connection.send(encode(reply))
+                message, rows = decode_to_sink(received[0]), received[1]
+                if isinstance(message, Rows):
+                    rows = self._carrier.rows(transfer.ticket, message, rows, connection)
+                if isinstance(message, NoMoreWrites):
+                    has_left = True
+                elif not inbound.has_ended:
+                    self._take(transfer, message, rows, connection)
                 if transfer.state is State.DONE:
                     self._arrive(transfer.ticket.ticket_id)
             if transfer.state is not State.DONE:
@@ -142,8 +172,25 @@ class TcpSink:
         finally:
             with self._lock:
                 del inbound.connections[stream]
+                inbound.is_written_to |= not has_left
+                self._release_if_over(inbound)
             connection.close()
 
+    def _take(
+        self,
+        transfer: SinkTransfer,
+        message: ToSink,
+        rows: memoryview | None,
+        connection: Connection,
+    ) -> None:
+        reply = transfer.receive(message, rows)
+        if isinstance(reply, Ready):
+            reply = replace(reply, slots=self._carrier.lend(transfer.ticket))
+        if reply is not None:
+            connection.send(encode(reply))
+
     def _arrive(self, ticket_id: str) -> None:
-        if self._take_out(ticket_id) is not None:
+        inbound = self._take_out(ticket_id)
+        if inbound is not None:
+            self._carrier.release(inbound.transfer.ticket, is_written_to=False)
             self.events.put(Arrived(ticket_id))
