@@ -127,7 +127,13 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
     fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
     buffers = None
     if config.transport != "tcp":
-        buffers = SendBuffers(config.transport, allow_tcp=config.allow_tcp)
+        buffers = SendBuffers(
+            config.transport,
+            allow_tcp=config.allow_tcp,
+            interface_of=_address_towards(config.router)
+            if config.transport == "nixl-tcp"
+            else None,
+        )
     engine = make_prefill_engine(config, layout)
     with Model(config.model, vocab_only=True) as model, zmq.Context() as context:
         worker = PrefillWorker(
@@ -237,6 +243,22 @@ def _slot_receiver(config: DecodeConfig) -> SlotReceiver | None:
         allow_tcp=config.allow_tcp,
         interface_of=split_address(config.listen)[0],
     )
+
+
+def _address_towards(address: str) -> str:
+    """This machine's, from where it would dial that one.
+
+    Raises: ConfigError if it can't be found.
+    """
+    host, port = split_address(address)
+    try:
+        family, kind, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{address}: no way there: {reason}") from None
 
 
 def _run_until_signalled(

@@ -9,6 +9,7 @@ whose every machine is trusted. NIXL's pickled descriptors are not used: an addr
 import importlib
 import logging
 import mmap
+import socket
 import threading
 import time
 import uuid
@@ -231,8 +232,12 @@ def _library() -> Any:
 
 
 def _interface(address: str) -> str:
+    try:
+        found = {str(one[4][0]) for one in socket.getaddrinfo(address, None)}
+    except OSError:
+        found = set()
     for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address.partition("%")[0] == address for one in addresses):
+        if any(one.address.partition("%")[0] in found for one in addresses):
             return name
     raise ConfigError(f"{address}: need an address of this machine")
 

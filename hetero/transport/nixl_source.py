@@ -22,12 +22,18 @@ _NUM_BUFFERS = 8
 class SendBuffers:
     """A node's registered memory, from which all its transfers write."""
 
-    def __init__(self, transport: TransportName, *, allow_tcp: bool = False) -> None:
+    def __init__(
+        self,
+        transport: TransportName,
+        *,
+        allow_tcp: bool = False,
+        interface_of: str | None = None,
+    ) -> None:
         """allow_tcp: rows may go over the connections where a decode node has nothing else.
 
         Raises: ConfigError if NIXL can't do it here.
         """
-        self.agent = NixlAgent(transport, _NUM_BUFFERS)
+        self.agent = NixlAgent(transport, _NUM_BUFFERS, interface_of=interface_of)
         self.agent.prove()
         self.allow_tcp = allow_tcp
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()

@@ -154,17 +154,12 @@ class TcpSink:
         has_left = False
         try:
             while (received := connection.receive()) is not None:
-                message, rows = decode_to_sink(received[0]), received[1]
-                if isinstance(message, Rows):
-                    rows = self._carrier.rows(transfer.ticket, message, rows, connection)
-                if isinstance(message, NoMoreWrites):
-                    has_left = True
-                elif not inbound.has_ended:
-                    self._take(transfer, message, rows, connection)
+                message = decode_to_sink(received[0])
+                has_left = isinstance(message, NoMoreWrites)
+                if not has_left:
+                    self._take(inbound, message, received[1], connection)
                 if transfer.state is State.DONE:
                     self._arrive(transfer.ticket.ticket_id)
-            if transfer.state is not State.DONE:
-                raise PeerError("the prefill node hung up before its last row")
         except PeerError as error:
             self._break(inbound, error)
         except OSError as error:
@@ -173,19 +168,33 @@ class TcpSink:
             with self._lock:
                 del inbound.connections[stream]
                 inbound.is_written_to |= not has_left
+                is_last = not inbound.connections
                 self._release_if_over(inbound)
             connection.close()
+            # One that ends is no verdict: what completes the transfer may be on another.
+            if is_last and transfer.state is not State.DONE:
+                self._break(inbound, PeerError("the prefill node hung up before its last row"))
 
     def _take(
         self,
-        transfer: SinkTransfer,
+        inbound: _Inbound,
         message: ToSink,
         rows: memoryview | None,
         connection: Connection,
     ) -> None:
-        reply = transfer.receive(message, rows)
-        if isinstance(reply, Ready):
-            reply = replace(reply, slots=self._carrier.lend(transfer.ticket))
+        """Raises: OSError. A transfer that this breaks may still be spoken of."""
+        transfer = inbound.transfer
+        try:
+            if isinstance(message, Rows):
+                rows = self._carrier.rows(transfer.ticket, message, rows, connection)
+            if inbound.has_ended:
+                return
+            reply = transfer.receive(message, rows)
+            if isinstance(reply, Ready):
+                reply = replace(reply, slots=self._carrier.lend(transfer.ticket))
+        except PeerError as error:
+            self._break(inbound, error)
+            return
         if reply is not None:
             connection.send(encode(reply))
 
