@@ -189,6 +189,7 @@ def test_a_late_write_to_a_quarantined_slot_harms_nobody(link):
     transfer = link.expect()
     source, ends, _ = link.source(transfer.ticket)
     agent = link.buffers.agent
+    agent.connect(link.receiver.ring)
     for frame in FRAMES:
         source.put(frame)
         for slot in slots:
@@ -341,7 +342,7 @@ def test_ucx_taking_tcp_for_something_else_is_an_error():
 
 
 def test_without_nixl_the_way_out_is_said(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nixl_cu12", None)
+    monkeypatch.setitem(sys.modules, "nixl_cu12._bindings", None)
     with pytest.raises(ConfigError, match=r"pip install 'hetero\[rdma\]'"):
         NixlAgent("nixl-shm", 1)
 

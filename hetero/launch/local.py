@@ -33,6 +33,7 @@ from hetero.launch.run_directory import (
     write_state,
 )
 from hetero.launch.supervisor import Command, GaveUp, Ready, Supervisor
+from hetero.messages import TransportName
 from hetero.serve.config import DEFAULT_CHUNK_TOKENS, DecodeConfig, PrefillConfig, RouterConfig
 
 # A node between two steps of a long prompt answers its signal within seconds.
@@ -60,6 +61,7 @@ class LocalPlan:
     slots: int = 4
     kv_k: str = "q8_0"
     kv_v: str = "q8_0"
+    transport: TransportName = "tcp"
     prefill: str = "auto"
     attention: str = "auto"
     chunk_tokens: int | None = None  # the nodes' own choice
@@ -242,6 +244,7 @@ def _prefill_config(plan: LocalPlan, name: str, control: str, num_threads: int) 
         router=control,
         kv_k=plan.kv_k,
         kv_v=plan.kv_v,
+        transport=plan.transport,
         context_tokens=plan.context_tokens,
         engine=plan.prefill,
         attention=plan.attention,
@@ -258,6 +261,7 @@ def _decode_config(plan: LocalPlan, name: str, control: str, num_threads: int) -
         router=control,
         kv_k=plan.kv_k,
         kv_v=plan.kv_v,
+        transport=plan.transport,
         context_tokens=plan.context_tokens,
         slots=plan.slots,
         threads=num_threads,

@@ -6,6 +6,7 @@ the control channel only; and over `nixl-tcp`, where UCX listens for anybody, it
 whose every machine is trusted. NIXL's pickled descriptors are not used: an address is an integer.
 """
 
+import ctypes
 import importlib
 import logging
 import mmap
@@ -13,6 +14,7 @@ import socket
 import threading
 import time
 import uuid
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,10 @@ _FIRST_LOOK_S, _LAST_LOOK_S = 20e-6, 500e-6
 
 _PROBE_S = 10.0
 
+# NIXL's thread sleeps until UCX wakes it, or for so long. At 0, which its Python classes set, it
+# never sleeps: that would take a core from whoever generates.
+_PROGRESS_US = 1000
+
 _log = UcxLog()
 _starting = threading.Lock()
 
@@ -70,20 +76,19 @@ class NixlAgent:
         settings = dict(_SETTINGS[transport])
         if transport == "nixl-tcp" and interface_of is not None:
             settings["engine_config"] += f",NET_DEVICES={_interface(interface_of)}"
-        nixl = _library()
-        config = nixl.nixl_agent_config(
-            backends=[],
-            # Without it a write over TCP to this agent would never end.
-            enable_prog_thread=True,
-            sync_mode=nixl.nixl_thread_sync_t.NIXL_THREAD_SYNC_RW,
-        )
+        self._nixl = nixl = _library()
+        config = nixl.nixlAgentConfig()
+        config.useProgThread = True  # without it a write over TCP to this agent would never end
+        config.pthrDelay = _PROGRESS_US
+        config.syncMode = nixl.NIXL_THREAD_SYNC_RW
+        region = (self.memory.ctypes.data, self.memory.nbytes, 0, b"")
         try:
             with _starting, _log.capture():
-                self._agent = nixl.nixl_agent(self.name, config)
-                self._agent.create_backend("UCX", settings)
-            region = [(self.memory.ctypes.data, self.memory.nbytes, 0, "")]
-            self._registered = self._agent.register_memory(region, "DRAM")
-        except Exception as error:  # NIXL's have no base of their own
+                self._agent = nixl.nixlAgent(self.name, config)
+                self._agent.createBackend("UCX", settings)
+            self._registered = nixl.nixlRegDList(nixl.DRAM_SEG, [region])
+            self._agent.registerMem(self._registered)
+        except Exception as error:
             raise ConfigError(f"transport {transport}: NIXL can't start: {_why(error)}") from None
 
     def ring(self) -> SlotRing:
@@ -91,7 +96,7 @@ class NixlAgent:
         return SlotRing(
             transport=self.transport,
             agent=self.name,
-            metadata=self._agent.get_agent_metadata(),
+            metadata=self._agent.getLocalMD(),
             address=self.memory.ctypes.data,
             slot_bytes=SLOT_BYTES,
             num_slots=self.memory.nbytes // SLOT_BYTES,
@@ -114,7 +119,7 @@ class NixlAgent:
             if ring.agent in self._known:
                 return
             try:
-                name = self._agent.add_remote_agent(ring.metadata)
+                name = self._agent.loadRemoteMD(ring.metadata)
             except Exception as error:
                 raise PeerError(f"NIXL: can't reach the decode node: {_why(error)}") from None
             if name != ring.agent.encode():
@@ -129,29 +134,28 @@ class NixlAgent:
         """
         here = self.memory.ctypes.data + index * SLOT_BYTES
         there = ring.address + slot * ring.slot_bytes
-        agent = self._agent
+        agent, nixl = self._agent, self._nixl
         deadline = time.monotonic() + limit_s
         handle = None
         try:
-            handle = agent.initialize_xfer(
-                "WRITE",
-                agent.get_xfer_descs([(here, num_bytes, 0)], "DRAM"),
-                agent.get_xfer_descs([(there, num_bytes, 0)], "DRAM"),
+            handle = agent.createXferReq(
+                nixl.NIXL_WRITE,
+                nixl.nixlXferDList(nixl.DRAM_SEG, [(here, num_bytes, 0)]),
+                nixl.nixlXferDList(nixl.DRAM_SEG, [(there, num_bytes, 0)]),
                 ring.agent,
             )
-            state = agent.transfer(handle)
+            state = agent.postXferReq(handle)
             pause_s = _FIRST_LOOK_S
-            while state == "PROC" and time.monotonic() < deadline:
+            while state == nixl.NIXL_IN_PROG and time.monotonic() < deadline:
                 time.sleep(pause_s)
                 pause_s = min(_LAST_LOOK_S, 1.5 * pause_s)
-                state = agent.check_xfer_state(handle)
-        except Exception as error:
-            problem = _why(error)
-        else:
-            problem = f"need it done within {limit_s:g} s" if state == "PROC" else "NIXL failed"
-            if state == "DONE":
-                handle.release()
+                state = agent.getXferStatus(handle)
+            if state == nixl.NIXL_SUCCESS:
+                agent.releaseXferReq(handle)
                 return
+            problem = f"need it done within {limit_s:g} s, it is not"
+        except Exception as error:  # NIXL's have no base of their own
+            problem = _why(error)
         self._give_up(handle, ring.agent, f"write to the decode node: {problem}")
 
     def lanes(self) -> set[str]:
@@ -189,17 +193,17 @@ class NixlAgent:
         """Nobody can write here any more."""
         for name in list(self._known):
             self._forget(name)
-        self._agent.deregister_memory(self._registered)
+        self._agent.deregisterMem(self._registered)
         del self._agent
 
-    def _give_up(self, handle: Any, peer: str, problem: str) -> None:
+    def _give_up(self, handle: int | None, peer: str, problem: str) -> None:
         """Raises: PeerError."""
         for line in _log.complaints():
             logger.warning("UCX: %s", line)
         self._forget(peer)
         try:
             if handle is not None:
-                handle.release()
+                self._agent.releaseXferReq(handle)
         except Exception:
             raise WriteStillOn(problem) from None
         raise PeerError(problem)
@@ -208,7 +212,7 @@ class NixlAgent:
         with self._lock:
             if self._known.pop(peer, "unknown") is None:
                 try:
-                    self._agent.remove_remote_agent(peer)
+                    self._agent.invalidateRemoteMD(peer)
                 except Exception as error:
                     logger.info("NIXL does not let go of agent %s: %s", peer, _why(error))
 
@@ -219,7 +223,7 @@ class WriteStillOn(PeerError):
 
 def _library() -> Any:
     try:
-        library = importlib.import_module("nixl_cu12")
+        library = importlib.import_module("nixl_cu12._bindings")
     except ImportError as error:
         raise ConfigError(
             f"transport: NIXL can't be loaded: {error}; pip install 'hetero[rdma]', or set "
@@ -228,7 +232,17 @@ def _library() -> Any:
     # It logs to stdout, which belongs to the CLI.
     logging.getLogger("nixl").handlers.clear()
     logging.getLogger("nixl").setLevel(logging.WARNING)
+    _leave_without_destructors()
     return library
+
+
+@cache
+def _leave_without_destructors() -> None:
+    """A library that comes with the wheel (libnl-route, for UCX's verbs) crashes in its destructor,
+    so a process that is done and wants to exit is made to, with its status, before that."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc's
+        libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
 
 
 def _interface(address: str) -> str:
