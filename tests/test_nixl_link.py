@@ -146,7 +146,7 @@ def test_rows_arrive_from_another_process(link):
 
 
 def test_slots_of_a_killed_source_come_back_after_its_lease_only(link):
-    transfer = link.expect(lease_s=1.0)
+    transfer = link.expect(lease_s=0.6)
     process = source_process(link, transfer.ticket, 5)
     wait_for(lambda: transfer.num_frames == 5)
     kill(process)
@@ -181,7 +181,7 @@ def test_slots_come_back_at_once_where_the_source_says_that_it_writes_no_more(li
 
 
 def test_a_late_write_to_a_quarantined_slot_harms_nobody(link):
-    gone = link.expect(lease_s=1.0)
+    gone = link.expect(lease_s=0.6)
     late = HandSource(gone.ticket, FINGERPRINT)
     slots = late.hear(Ready).slots
     late.close()
@@ -198,6 +198,24 @@ def test_a_late_write_to_a_quarantined_slot_harms_nobody(link):
     assert ends.get(timeout=WAIT_S) is None
     assert link.event() == Arrived(transfer.ticket.ticket_id)
     check(transfer)
+
+
+def test_a_source_that_has_not_heard_of_its_sink_for_a_lease_writes_nothing(link):
+    """It was stopped, and its slots are somebody else's by now."""
+    transfer = link.expect(lease_s=0.5)
+    source = HandSource(transfer.ticket, FINGERPRINT)
+    sender = row_sender(msgspec.structs.replace(transfer.ticket, lease_s=0.0), link.buffers)
+    sender.connect()
+    ready = source.hear(Ready)
+    sender.take(ready)
+    source.take(ready)
+    header = sender.assign(source.transfer.rows(FRAMES[0], handed_over=0.0, now=0.0))
+    before = bytes(link.receiver._agent.slot(header.slot))
+    with pytest.raises(PeerError, match="need a sign of life within 0 s, have none"):
+        sender.send(source.connection, header, FRAMES[0].rows)
+    assert bytes(link.receiver._agent.slot(header.slot)) == before
+    link.sink.forget(transfer.ticket.ticket_id, "the test is over")
+    source.close()
 
 
 def test_a_damaged_slot_is_refused(link, monkeypatch):
@@ -259,7 +277,7 @@ def test_rows_that_are_not_in_a_slot_of_their_transfer_are_refused(link, named, 
 
 
 def test_with_every_slot_taken_a_transfer_is_refused(link):
-    others = [HandSource(link.expect(lease_s=2.0).ticket, FINGERPRINT) for _ in range(3)]
+    others = [HandSource(link.expect(lease_s=0.5).ticket, FINGERPRINT) for _ in range(3)]
     assert [len(other.hear(Ready).slots) for other in others] == [3, 2, 1]
     _, ends, _ = link.source(link.expect().ticket)
     assert "receive slots: need one, have none free" in str(ends.get(timeout=WAIT_S))

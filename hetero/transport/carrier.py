@@ -17,6 +17,7 @@ class RowSender(Protocol):
     """Of one transfer. `connect` and `send` block; the others are called one at a time."""
 
     writes_apart: bool  # to memory of the sink, which has to know when it is done with
+    min_connections: int  # with fewer, the wire waits
 
     def connect(self) -> None:
         """Raises: PeerError if the sink can't be reached this way."""
@@ -62,6 +63,7 @@ class RowReceiver(Protocol):
 
 class InlineSender:
     writes_apart = False
+    min_connections = 1
 
     def connect(self) -> None:
         pass

@@ -72,6 +72,7 @@ class SlotSender:
     """A `carrier.RowSender`."""
 
     writes_apart = True
+    min_connections = 2  # one thread seals while the other waits for its write
 
     def __init__(self, ticket: Ticket, ring: SlotRing, buffers: SendBuffers) -> None:
         self._ticket = ticket

@@ -199,7 +199,8 @@ class TcpSource:
             self.transfer.receive(message, time.perf_counter())
             self._carrier.take(message)
             credit = before - self.transfer.in_flight_bytes
-            wanted = self._wanted or self.transfer.window.num_connections
+            needed = max(self._carrier.min_connections, self.transfer.window.num_connections)
+            wanted = self._wanted or needed
             if self._waiting and self._num_streams < wanted:
                 self._add_stream()
             self._turn.notify_all()
