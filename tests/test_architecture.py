@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent / "hetero"
 LIGHT = {"kv.types", "kv.layout"}
 MAY_IMPORT = {
     "errors": set(),
-    "messages": LIGHT,
+    "tickets": set(),
+    "messages": LIGHT | {"tickets"},
     "llama": set(),
     "model": {"llama"},
     "kv": {"llama"},
@@ -25,7 +26,8 @@ MAY_IMPORT = {
     "serve": {"llama", "model", "kv", "prefill", "decode", "transport", "routing"},
     "launch": {"llama", "model", "kv", "prefill", "decode", "transport", "routing", "serve"},
 }
-MAY_IMPORT["experiment"] = MAY_IMPORT["launch"] | {"launch"}
+MAY_IMPORT["profile"] = {"llama", "model", "kv", "prefill", "decode", "transport"}
+MAY_IMPORT["experiment"] = MAY_IMPORT["launch"] | {"launch", "profile"}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["cli"] = MAY_IMPORT["experiment"] | {"experiment"}
 

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 import zmq
+from curve_sockets import CurveRouter
 from llama_reference import Reference, random_prompt
 from tiny_models import write_tiny_model
 from wire_ends import HandSource
@@ -101,9 +102,7 @@ class Harness:
 
     def __init__(self, model_path, context, lease_s=None):
         self.context = context
-        self.router = context.socket(zmq.ROUTER)
-        self.router.setsockopt(zmq.LINGER, 0)
-        port = self.router.bind_to_random_port("tcp://127.0.0.1")
+        self.router = CurveRouter()
         config = DecodeConfig(num_slots=2, context_tokens=512, num_threads=1, chunk_tokens=64)
         self.engine = DecodeEngine(model_path, LAYOUT, config)
         self.thread = EngineThread(self.engine)
@@ -126,7 +125,7 @@ class Harness:
         self.node = DecodeNode(
             self.thread,
             info,
-            router=f"tcp://127.0.0.1:{port}",
+            router=self.router.contact("d"),
             sink=TcpSink(Door("tcp://127.0.0.1:0")),
             context=context,
             credit_bytes=30_000,

@@ -26,6 +26,7 @@ from hetero.experiment.figures import Figure, at_least, at_most
 from hetero.experiment.models import layout_of
 from hetero.experiment.turns import quantile, ratios, take_turns, timed_steps
 from hetero.kv.staging import StagingBlob
+from hetero.launch.cluster_keys import make_cluster_keys
 from hetero.llama.model import Model
 from hetero.serve.config import DecodeConfig
 from hetero.serve.start import run_decode
@@ -284,8 +285,13 @@ def test_timers_wrap_functions_and_put_them_back():
 
 
 def test_a_node_that_cannot_start_says_why(tmp_path):
+    keys = make_cluster_keys(tmp_path / "keys", "router", ["d"])
     config = DecodeConfig(
-        name="d", model=str(tmp_path / "missing.gguf"), router="tcp://127.0.0.1:9"
+        name="d",
+        model=str(tmp_path / "missing.gguf"),
+        router="tcp://127.0.0.1:9",
+        router_key=keys.router_key,
+        key=str(keys.secret_file("d")),
     )
     with pytest.raises(ModelError, match=r"missing\.gguf"), node_process(run_decode, config):
         pass

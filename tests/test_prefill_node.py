@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import zmq
+from curve_sockets import CurveRouter
 from llama_reference import Reference, random_prompt
 from tiny_models import write_tiny_model
 from wire_ends import HandSink
@@ -90,9 +91,7 @@ class Harness:
     """The node on a thread, and the two sockets it talks to."""
 
     def __init__(self, model_path, context, make_engine=None):
-        self.router = context.socket(zmq.ROUTER)
-        self.router.setsockopt(zmq.LINGER, 0)
-        port = self.router.bind_to_random_port("tcp://127.0.0.1")
+        self.router = CurveRouter()
         self.sink = HandSink()
         self.engine = (make_engine or llama_engine)(model_path)
         self.model = Model(model_path, vocab_only=True)
@@ -113,9 +112,7 @@ class Harness:
             seal="aead",
             versions={},
         )
-        self.node = PrefillNode(
-            self.worker, info, router=f"tcp://127.0.0.1:{port}", context=context
-        )
+        self.node = PrefillNode(self.worker, info, router=self.router.contact("p"), context=context)
         self.loop = threading.Thread(target=self.node.run)
         self.loop.start()
         self.said = []
@@ -132,7 +129,7 @@ class Harness:
         self.router.close()
 
     def tell(self, message):
-        self.router.send_multipart([b"p", encode(message)])
+        self.router.send_multipart([b"i", encode(message)])
 
     def until(self, kind, matching=lambda message: True):
         deadline = time.monotonic() + WAIT_S

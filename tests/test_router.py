@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-import zmq
 import zmq.asyncio
+from curve_sockets import ScratchKeys, node_socket
 from test_route import fingerprint, node
 from tiny_models import write_tiny_model
 
@@ -39,6 +39,7 @@ from hetero.messages import (
 )
 from hetero.serve.router import Router
 from hetero.serve.service import Request, ServedModel, Summary
+from hetero.transport.control_socket import RouterContact
 
 WAIT_S = 20
 TICKET = Ticket(
@@ -56,12 +57,14 @@ def vocab(tmp_path_factory):
 class ScriptedNode:
     """A node's line to the router, driven by hand."""
 
-    def __init__(self, context, address, info):
+    def __init__(self, cluster, info, key=None):
         self.info = info
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.IDENTITY, info.name.encode())
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.connect(address)
+        self.key = key or cluster.keys.node(info.name)
+        contact = RouterContact(
+            address=cluster.address, router_key=cluster.keys.router_key, key=self.key
+        )
+        self.socket = node_socket(cluster.context, contact, f"{info.name} {info.instance}")
+        cluster.nodes.append(self)
 
     async def say(self, message):
         await self.socket.send(message if isinstance(message, bytes) else encode(message))
@@ -78,13 +81,12 @@ class ScriptedNode:
 
 
 class Cluster:
-    def __init__(self, router, context, address):
-        self.router, self.context, self.address = router, context, address
+    def __init__(self, router, context, address, keys):
+        self.router, self.context, self.address, self.keys = router, context, address, keys
         self.nodes = []
 
     async def add(self, name, role, **options):
-        scripted = ScriptedNode(self.context, self.address, node(name, role, **options).info)
-        self.nodes.append(scripted)
+        scripted = ScriptedNode(self, node(name, role, **options).info)
         await scripted.hello()
         await self.until(lambda: name in self.health())
         return scripted
@@ -112,11 +114,12 @@ class Cluster:
 @asynccontextmanager
 async def cluster(vocab):
     model = ServedModel(name="m", vocab=vocab, chat_template=None, context_tokens=0)
-    router = Router("test", model, fingerprint().model)
+    keys = ScratchKeys()
+    router = Router("test", model, fingerprint().model, keys.router())
     address = router.listen("tcp://127.0.0.1:0")
     running = asyncio.create_task(router.run())
     context = zmq.asyncio.Context()
-    made = Cluster(router, context, address)
+    made = Cluster(router, context, address, keys)
     try:
         yield made
     finally:
@@ -125,6 +128,7 @@ async def cluster(vocab):
         for scripted in made.nodes:
             scripted.socket.close()
         context.term()
+        keys.close()
 
 
 def run(scenario, vocab):
@@ -277,10 +281,7 @@ def test_a_node_with_another_model_may_not_serve(vocab):
         other = msgspec.structs.replace(
             other, model=msgspec.structs.replace(other.model, tensors="different")
         )
-        stranger = ScriptedNode(
-            made.context, made.address, node("d", "decode", fingerprint=other).info
-        )
-        made.nodes.append(stranger)
+        stranger = ScriptedNode(made, node("d", "decode", fingerprint=other).info)
         await stranger.hello()
         reason = (await stranger.hear(Unwelcome)).reason
         assert (
@@ -296,10 +297,7 @@ def test_a_node_with_another_model_may_not_serve(vocab):
 def test_a_name_that_another_host_uses_is_refused(vocab):
     async def scenario(made):
         await made.add("d", "decode")
-        twin = ScriptedNode(
-            made.context, made.address, node("d", "decode", host="other", instance="2").info
-        )
-        made.nodes.append(twin)
+        twin = ScriptedNode(made, node("d", "decode", host="other", instance="2").info)
         await twin.hello()
         assert (await twin.hear(Unwelcome)).reason == (
             "name d: in use by a node on h; choose another"

@@ -103,7 +103,12 @@ def test_the_command_refuses_triton_on_a_cpu_before_anything_starts(verb):
 
 def config(**options):
     return PrefillConfig(
-        name="p", model=str(DEMO_MODEL_PATH), router="tcp://127.0.0.1:1", **options
+        name="p",
+        model=str(DEMO_MODEL_PATH),
+        router="tcp://127.0.0.1:1",
+        router_key="",
+        key="",
+        **options,
     )
 
 

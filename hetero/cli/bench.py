@@ -1,4 +1,4 @@
-"""`hetero bench engine|kernels`: this machine against ceilings measured in the same run."""
+"""`hetero bench engine|kernels|wire`: this machine against ceilings measured in the same run."""
 
 import json
 import os
@@ -101,6 +101,27 @@ def kernels(
         _names(only),
         print_progress,
         keep=lambda so_far: _write(output, so_far),
+    )
+    _print(report, as_json)
+
+
+@app.command()
+def wire(
+    output: Output = None,
+    only: Annotated[str, typer.Option(metavar="RATE,...", help="Some rates: 1gbit ...")] = "",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One slow link: whether it runs, not how fast.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """KV over emulated links against iperf3 on the same ones. Needs root and iperf3."""
+    from hetero.experiment.wire_bench.settings import full_settings, quick_settings
+    from hetero.experiment.wire_bench.suite import measure_wire
+
+    _check_folder(output)
+    settings = quick_settings() if quick else full_settings()
+    report = measure_wire(
+        settings, _names(only), print_progress, keep=lambda so_far: _write(output, so_far)
     )
     _print(report, as_json)
 

@@ -31,12 +31,15 @@ _VERBS = {
     "model": "Look at, make and fetch model files.",
     "up": "Bring a cluster up.",
     "status": "What a cluster's nodes are doing.",
+    "keys": "The keys of a cluster's machines, and which of them may talk.",
     "node": "Run one process of a cluster (what a service manager starts).",
+    "profile": "What machines and wires can really do, measured.",
     "bench": "Measure.",
+    "lab": "Emulate a homelab on this box.",
     "doctor": "What is missing on this machine, and the command that fixes it.",
 }
 # Verbs with verbs of their own.
-_GROUPS = frozenset({"model", "node", "bench"})
+_GROUPS = frozenset({"model", "keys", "node", "profile", "bench", "lab"})
 
 
 class _Verbs(TyperGroup):

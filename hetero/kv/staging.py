@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetero.errors import EngineError, PeerError
+from hetero.kv.blob_memory import BlobMemory
 from hetero.kv.coverage import Coverage
 from hetero.kv.layout import KVLayout
 from hetero.kv.rows import Kind, RowFrame
@@ -83,9 +84,17 @@ class StateLayout:
 class StagingBlob:
     """A sequence state being filled by row frames, in any order, by any number of threads."""
 
-    def __init__(self, layout: KVLayout, num_tokens: int, num_streams: int) -> None:
+    def __init__(
+        self,
+        layout: KVLayout,
+        num_tokens: int,
+        num_streams: int,
+        memory: BlobMemory | None = None,
+    ) -> None:
+        """Raises: MemoryError."""
         self._state = StateLayout(layout, num_tokens, num_streams)
-        self.blob = np.empty(self._state.num_bytes, np.uint8)
+        size = self._state.num_bytes
+        self.blob = np.empty(size, np.uint8) if memory is None else memory.take(size)
         for offset, header in self._state.headers(np.arange(num_tokens, dtype=np.int32)):
             self.blob[offset : offset + len(header)] = np.frombuffer(header, np.uint8)
         self._claims = {kind: [Coverage() for _ in range(layout.num_layers)] for kind in ("k", "v")}

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from hetero.errors import ConfigError, EngineError
+from hetero.launch.cluster_keys import ClusterKeys, make_cluster_keys
 from hetero.launch.cores import num_usable_cores, split_threads, thread_environment
 from hetero.launch.router_client import get_status
 from hetero.launch.run_directory import (
@@ -129,7 +130,17 @@ class LocalCluster:
 
     def _start(self) -> None:
         plan = self._plan
-        router = RouterConfig(name=plan.name, model=str(plan.model), host=plan.host, port=plan.port)
+        prefill = [f"prefill-{index}" for index in range(plan.num_prefill)]
+        decode = [f"decode-{index}" for index in range(plan.num_decode)]
+        # For this run only: processes that are started again find theirs.
+        keys = make_cluster_keys(self.run_directory / "keys", plan.name, prefill + decode)
+        router = RouterConfig(
+            name=plan.name,
+            model=str(plan.model),
+            host=plan.host,
+            port=plan.port,
+            keys=str(keys.router_directory),
+        )
         self._launch("router", router, num_threads=1, shares_cores=False)
         announced = self._await_ready({"router"})["router"]
         address = urlsplit(announced["http"])
@@ -138,15 +149,17 @@ class LocalCluster:
         router = msgspec.structs.replace(router, port=address.port, control=announced["control"])
         self._write_config("router", router)
         self._progress(f"router: listens at {self._url}")
-        self._launch_engines(announced["control"])
-        names = {name for name in self._supervisors if name != "router"}
+        self._launch_engines(prefill, decode, announced["control"], keys)
+        names = {*prefill, *decode}
         self._await_ready(names)
         self._await_hellos(names)
         write_state(self.run_directory, self.state)
 
-    def _launch_engines(self, control: str) -> None:
+    def _launch_engines(
+        self, prefill: list[str], decode: list[str], control: str, keys: ClusterKeys
+    ) -> None:
         plan = self._plan
-        num_nodes = plan.num_prefill + plan.num_decode
+        num_nodes = len(prefill) + len(decode)
         num_cores = num_usable_cores()
         threads = (
             split_threads(num_cores, num_nodes)
@@ -154,14 +167,10 @@ class LocalCluster:
             else [plan.threads] * num_nodes
         )
         shares_cores = sum(threads) > num_cores
-        for index, num_threads in enumerate(threads):
-            config: PrefillConfig | DecodeConfig
-            if index < plan.num_prefill:
-                config = _prefill_config(plan, f"prefill-{index}", control, num_threads)
-            else:
-                name = f"decode-{index - plan.num_prefill}"
-                config = _decode_config(plan, name, control, num_threads)
-            self._launch(config.name, config, num_threads=num_threads, shares_cores=shares_cores)
+        for name, num_threads in zip(prefill + decode, threads, strict=True):
+            make = _prefill_config if name in prefill else _decode_config
+            config = make(plan, name, control, keys, num_threads)
+            self._launch(name, config, num_threads=num_threads, shares_cores=shares_cores)
 
     def _launch(
         self, name: str, config: NodeConfig, *, num_threads: int, shares_cores: bool
@@ -236,12 +245,16 @@ class LocalCluster:
             shutil.rmtree(self.run_directory)
 
 
-def _prefill_config(plan: LocalPlan, name: str, control: str, num_threads: int) -> PrefillConfig:
+def _prefill_config(
+    plan: LocalPlan, name: str, control: str, keys: ClusterKeys, num_threads: int
+) -> PrefillConfig:
     return _checked(
         PrefillConfig,
         name=name,
         model=str(plan.model),
         router=control,
+        router_key=keys.router_key,
+        key=str(keys.secret_file(name)),
         kv_k=plan.kv_k,
         kv_v=plan.kv_v,
         transport=plan.transport,
@@ -253,12 +266,16 @@ def _prefill_config(plan: LocalPlan, name: str, control: str, num_threads: int) 
     )
 
 
-def _decode_config(plan: LocalPlan, name: str, control: str, num_threads: int) -> DecodeConfig:
+def _decode_config(
+    plan: LocalPlan, name: str, control: str, keys: ClusterKeys, num_threads: int
+) -> DecodeConfig:
     return _checked(
         DecodeConfig,
         name=name,
         model=str(plan.model),
         router=control,
+        router_key=keys.router_key,
+        key=str(keys.secret_file(name)),
         kv_k=plan.kv_k,
         kv_v=plan.kv_v,
         transport=plan.transport,

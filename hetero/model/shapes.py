@@ -43,6 +43,14 @@ class Shape:
     expert_ffn_size: int = 0
 
     @property
+    def head_dim_k(self) -> int:
+        return self.head_dim
+
+    @property
+    def head_dim_v(self) -> int:
+        return self.head_dim
+
+    @property
     def num_parameters(self) -> int:
         count = 0
         for dims in tensor_shapes(self).values():

@@ -24,8 +24,16 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     model: str  # path of the GGUF file; of a split one the first part
 
 
+class _NodeConfig(_Config, frozen=True, kw_only=True):
+    router: Address  # the router's control address
+    router_key: str  # its public key, as `hetero keys list` there prints it
+    key: str  # path of this node's NAME.key_secret
+
+
 class RouterConfig(_Config, frozen=True, kw_only=True):
     """Listens for clients on host:port and for nodes on `control`. Port 0 takes a free one."""
+
+    keys: str  # path of the directory with the router's NAME.key_secret and the list, allowed/
 
     host: str = "127.0.0.1"
     port: Port = 8080
@@ -33,8 +41,7 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     keep_alive_s: float = 10.0
 
 
-class PrefillConfig(_Config, frozen=True, kw_only=True):
-    router: Address  # the router's control address
+class PrefillConfig(_NodeConfig, frozen=True, kw_only=True):
     kv_k: str = "q8_0"
     kv_v: str = "q8_0"
     context_tokens: Positive = 8192
@@ -52,8 +59,7 @@ class PrefillConfig(_Config, frozen=True, kw_only=True):
     allow_tcp: bool = False  # nixl-*: send over TCP to decode nodes that have nothing else
 
 
-class DecodeConfig(_Config, frozen=True, kw_only=True):
-    router: Address
+class DecodeConfig(_NodeConfig, frozen=True, kw_only=True):
     listen: Address = "tcp://127.0.0.1:0"  # where prefill nodes send KV
     advertise: Address | None = None  # what they dial, where that differs: behind NAT or a proxy
     seal: SealName = "aead"  # how KV is protected on the wire

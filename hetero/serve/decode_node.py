@@ -15,7 +15,8 @@ import zmq
 from hetero.decode.engine import Admitted, Event
 from hetero.decode.sequence import Job
 from hetero.errors import EngineError, HeteroError, PeerError
-from hetero.kv.staging import StagingBlob
+from hetero.kv.blob_memory import BlobMemory
+from hetero.kv.staging import StagingBlob, StateLayout
 from hetero.messages import (
     Cancel,
     Failed,
@@ -34,6 +35,7 @@ from hetero.messages import (
 from hetero.serve.control import ControlLink
 from hetero.serve.engine_thread import EngineThread
 from hetero.serve.leases import Leases
+from hetero.transport.control_socket import RouterContact
 from hetero.transport.seals import KEY_BYTES
 from hetero.transport.tcp_sink import Arrived, Broke, TcpSink
 from hetero.transport.transfer import SinkTransfer
@@ -57,7 +59,7 @@ class DecodeNode:
         engine: EngineThread,
         info: NodeInfo,
         *,
-        router: str,
+        router: RouterContact,
         sink: TcpSink,
         context: "zmq.Context[zmq.Socket[bytes]]",
         credit_bytes: int,
@@ -66,6 +68,8 @@ class DecodeNode:
         self._info = info
         self._sink = sink
         self._credit_bytes = credit_bytes
+        longest = StateLayout(info.fingerprint.layout, info.context_tokens, engine.num_streams)
+        self._memory = BlobMemory(longest.num_bytes)
         self._inbound: dict[str, _Inbound] = {}  # by ticket id
         self._leases = Leases()
         self._choices_left: dict[str, int] = {}
@@ -166,7 +170,10 @@ class DecodeNode:
             return failed(job.request_id, EngineError("cancelled before it was admitted"))
         try:
             staging = StagingBlob(
-                self._info.fingerprint.layout, job.num_prompt_tokens, self._engine.num_streams
+                self._info.fingerprint.layout,
+                job.num_prompt_tokens,
+                self._engine.num_streams,
+                self._memory,
             )
         except MemoryError:
             self._engine.cancel(job.request_id)

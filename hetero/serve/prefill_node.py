@@ -10,6 +10,7 @@ from hetero.messages import Cancel, Failed, NodeInfo, NodeLoad, Prefill, Renew, 
 from hetero.serve.control import ControlLink
 from hetero.serve.leases import Leases
 from hetero.serve.prefill_worker import PrefillWorker
+from hetero.transport.control_socket import RouterContact
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ class PrefillNode:
         worker: PrefillWorker,
         info: NodeInfo,
         *,
-        router: str,
+        router: RouterContact,
         context: "zmq.Context[zmq.Socket[bytes]]",
     ) -> None:
         self._worker = worker

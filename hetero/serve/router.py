@@ -43,12 +43,17 @@ from hetero.messages import (
     failed,
 )
 from hetero.routing.route import NodeView, choose_route
-from hetero.serve.control import HEARTBEAT_S, MAX_CONTROL_BYTES
+from hetero.serve.control import HEARTBEAT_S
 from hetero.serve.flight import Flight, FromNode
 from hetero.serve.leases import LEASE_S
 from hetero.serve.metrics import RouterMetrics
 from hetero.serve.service import ANSWERED, Request, ServedModel, Update
-from hetero.transport.zmq_link import bind, set_link_options
+from hetero.transport.control_socket import (
+    ControlListener,
+    Peer,
+    RouterKeys,
+    split_received,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +63,10 @@ LOST_AFTER_S = 10 * HEARTBEAT_S
 
 _RENEW_EVERY_S = LEASE_S / 6
 
+# Nodes send tokens and figures: a step of 256 sequences with log-probabilities is 100 kB. It is
+# also what a stranger can make the router hold, until the time for his handshake is over.
+_MAX_FROM_NODE_BYTES = 4 * 2**20
+
 # How long a finished answer waits for the prefill node's report on the transfer.
 _REPORT_WAIT_S = 1.0
 
@@ -65,6 +74,7 @@ _REPORT_WAIT_S = 1.0
 @dataclass(kw_only=True)
 class _Node:
     info: NodeInfo
+    peer: Peer  # whom its hello came from: only that is heard as this node
     load: NodeLoad
     last_seen: float
     is_lost: bool = False
@@ -74,23 +84,25 @@ class _Node:
 class Router:
     """A `Service` over the nodes that have dialled in."""
 
-    def __init__(self, name: str, model: ServedModel, fingerprint: ModelFingerprint) -> None:
+    def __init__(
+        self, name: str, model: ServedModel, fingerprint: ModelFingerprint, keys: RouterKeys
+    ) -> None:
         self.metrics_registry = RouterMetrics(self._loads)
         self._name = name
         self._model = model
         self._fingerprint = fingerprint
         self._nodes: dict[str, _Node] = {}
         self._flights: dict[str, tuple[Flight, asyncio.Queue[FromNode]]] = {}
-        self._outbox: asyncio.Queue[tuple[str, Message]] = asyncio.Queue()
-        self._socket: zmq.asyncio.Socket | None = None
+        self._outbox: asyncio.Queue[tuple[Peer, Message]] = asyncio.Queue()
+        self._keys = keys
+        self._listener: ControlListener | None = None
 
     def listen(self, address: str) -> str:
         """Bind the control socket; the address nodes dial."""
-        self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
-        set_link_options(self._socket, MAX_CONTROL_BYTES)
-        # A restarted node comes back under its name before the old connection is known dead.
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        return bind(self._socket, address)
+        self._listener = ControlListener(
+            address, self._keys, _MAX_FROM_NODE_BYTES, zmq.asyncio.Socket
+        )
+        return self._listener.address
 
     async def run(self) -> None:
         """Talk with the nodes until cancelled."""
@@ -101,8 +113,8 @@ class Router:
                 tasks.create_task(self._renew())
                 tasks.create_task(self._watch())
         finally:
-            if self._socket is not None:
-                self._socket.close()
+            if self._listener is not None:
+                self._listener.close()
 
     @property
     def model(self) -> ServedModel:
@@ -152,6 +164,7 @@ class Router:
             "host": sockets.gethostname(),
             "pid": os.getpid(),
             "health": "ready" if self.model.context_tokens else "starting",
+            "control": "curve",
             "kv_bytes_held": 0,
             "active": len(self._flights),
             "queued": 0,
@@ -220,33 +233,51 @@ class Router:
                 self._nodes[name].flights.discard(flight.request.request_id)
 
     def _say(self, node: str, message: Message) -> None:
-        self._outbox.put_nowait((node, message))
+        self._outbox.put_nowait((self._nodes[node].peer, message))
 
     async def _speak(self) -> None:
-        assert self._socket is not None
+        assert self._listener is not None
         while True:
-            node, message = await self._outbox.get()
-            await self._socket.send_multipart([node.encode(), encode(message)])
+            peer, message = await self._outbox.get()
+            if self._is_allowed(peer):
+                await self._listener.socket.send_multipart([peer.route, encode(message)])
 
     async def _hear(self) -> None:
-        assert self._socket is not None
+        assert self._listener is not None
         while True:
-            name, *parts = await self._socket.recv_multipart()
+            peer, parts = split_received(await self._listener.socket.recv_multipart(copy=False))
+            if not self._is_allowed(peer):
+                continue
             try:
                 if len(parts) != 1:
                     raise PeerError(f"message: need 1 part, have {len(parts)}")
-                self._take(name.decode("utf-8", "replace"), decode_to_router(parts[0]))
+                self._take(peer, decode_to_router(parts[0]))
             except PeerError as error:
-                logger.warning("control message from %r dropped: %s", name, error)
+                names = ", ".join(self._keys.allowed.names_of(peer.key))
+                logger.warning("control message from %s dropped: %s", names, error)
 
-    def _take(self, name: str, message: ToRouter) -> None:
+    def _is_allowed(self, peer: Peer) -> bool:
+        """ZeroMQ asks at the handshake and can't cut one connection later: so we ask at every
+        message, and from the moment a key is revoked nothing of it is heard or answered."""
+        if peer.key in self._keys.allowed:
+            return True
+        self._lose_revoked()
+        return False
+
+    def _lose_revoked(self) -> None:
+        for node in self._nodes.values():
+            if not node.is_lost and not self._keys.allowed.permits(node.info.name, node.peer.key):
+                self._lose(node, "was revoked")
+
+    def _take(self, peer: Peer, message: ToRouter) -> None:
         if isinstance(message, Hello):
-            self._welcome(name, message)
+            self._welcome(peer, message)
             return
-        node = self._nodes.get(name)
+        node = next((node for node in self._nodes.values() if node.peer == peer), None)
         if node is None or node.is_lost:
-            self._say(name, WhoAreYou())
+            self._outbox.put_nowait((peer, WhoAreYou()))
             return
+        name = node.info.name
         node.last_seen = time.monotonic()
         match message:
             case Heartbeat():
@@ -269,23 +300,22 @@ class Router:
         if name in flight.busy_nodes:
             inbox.put_nowait(message)
 
-    def _welcome(self, name: str, message: Hello) -> None:
-        if name != message.info.name:
-            raise PeerError(
-                f"hello: need the name {name!r} of the connection, have {message.info.name!r}"
-            )
-        known = self._nodes.get(name)
+    def _welcome(self, peer: Peer, message: Hello) -> None:
         info = message.info
-        refused = self._objection(info, known)
+        name = info.name
+        self._lose_revoked()  # a name may have been given to another key
+        known = self._nodes.get(name)
+        refused = self._objection(peer, info, known)
         if refused:
             logger.error("node %s on %s refused: %s", name, info.host, refused)
-            self._say(name, Unwelcome(reason=refused))
+            self._outbox.put_nowait((peer, Unwelcome(reason=refused)))
             return
         is_the_same = known is not None and known.info.instance == info.instance
         if known is not None and not known.is_lost and not is_the_same:
             self._lose(known, "was restarted")
         self._nodes[name] = _Node(
             info=info,
+            peer=peer,
             load=message.load,
             last_seen=time.monotonic(),
             flights=known.flights if known is not None and is_the_same else set(),
@@ -293,8 +323,11 @@ class Router:
         self._say(name, Welcome())
         logger.info("node %s (%s) is here", name, info.role)
 
-    def _objection(self, info: NodeInfo, known: _Node | None) -> str:
+    def _objection(self, peer: Peer, info: NodeInfo, known: _Node | None) -> str:
         """Why a node may not serve; empty if it may."""
+        if not self._keys.allowed.permits(info.name, peer.key):
+            names = " or ".join(self._keys.allowed.names_of(peer.key))
+            return f"name {info.name}: need the name that this node's key is allowed for, {names}"
         ours, theirs = self._fingerprint, info.fingerprint.model
         differing = [
             f"{part} {getattr(ours, part)[:12]} here, {getattr(theirs, part)[:12]} there"
@@ -331,6 +364,7 @@ class Router:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
+            self._lose_revoked()
             deadline = time.monotonic() - LOST_AFTER_S
             for node in self._nodes.values():
                 if not node.is_lost and node.last_seen < deadline:
@@ -347,6 +381,8 @@ def _node_status(node: _Node) -> dict[str, Any]:
         "host": node.info.host,
         "pid": node.info.pid,
         "health": "lost" if node.is_lost else "ready",
+        "control": "curve",
+        "seal": node.info.seal,
         "transport": node.info.transport,
         "kv_bytes_held": node.load.kv_bytes_held,
         "active": node.load.active,

@@ -39,7 +39,9 @@ from hetero.serve.prefill_worker import PrefillWorker
 from hetero.serve.router import Router
 from hetero.serve.service import ServedModel
 from hetero.transport.connection import split_address
+from hetero.transport.control_socket import RouterContact, RouterKeys, check_interface
 from hetero.transport.door import Door
+from hetero.transport.keys import load_key
 from hetero.transport.nixl_sink import SlotReceiver
 from hetero.transport.nixl_source import SendBuffers
 from hetero.transport.tcp_sink import TcpSink
@@ -54,6 +56,8 @@ _SWITCH_INTERVAL_S = 0.0005
 
 
 def run_router(config: RouterConfig, announce: Announce) -> None:
+    check_interface("control", config.control)
+    keys = RouterKeys.load(Path(config.keys), config.name)
     file = GGUFFile.open(config.model)
     template = file.metadata.get("tokenizer.chat_template")
     with Model(config.model, vocab_only=True) as model:
@@ -64,7 +68,7 @@ def run_router(config: RouterConfig, announce: Announce) -> None:
             context_tokens=0,
             created=int(time.time()),
         )
-        router = Router(config.name, served, fingerprint_model(config.model))
+        router = Router(config.name, served, fingerprint_model(config.model), keys)
         asyncio.run(_serve(config, router, announce))
 
 
@@ -122,6 +126,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def run_prefill(config: PrefillConfig, announce: Announce) -> None:
+    router = _contact(config)
     spec = gguf_to_spec(GGUFFile.open(config.model))
     layout = model_layout(spec, config.kv_k, config.kv_v)
     fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
@@ -161,7 +166,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
             transport=config.transport,
             versions=_versions("torch") if engine.name == "torch" else _versions(),
         )
-        node = PrefillNode(worker, info, router=config.router, context=context)
+        node = PrefillNode(worker, info, router=router, context=context)
         _run_until_signalled(node, config.name, "prefill", announce)
         worker.close()
         engine.close()
@@ -170,6 +175,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
 
 
 def run_decode(config: DecodeConfig, announce: Announce) -> None:
+    router = _contact(config)
     spec = gguf_to_spec(GGUFFile.open(config.model))
     layout = model_layout(spec, config.kv_k, config.kv_v)
     if config.gpu_layers == 0:
@@ -177,8 +183,7 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
             spec.weight_bytes, layout, slots=config.slots, context_tokens=config.context_tokens
         )
     fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
-    if any(wildcard in config.listen for wildcard in ("//0.0.0.0:", "//*:", "//[::]:")):
-        raise ConfigError(f"listen: need the address that prefill nodes dial, have {config.listen}")
+    check_interface("listen", config.listen)
     with zmq.Context() as context:
         receiver = _slot_receiver(config)
         sink = TcpSink(Door(config.listen, config.advertise), receiver)
@@ -217,7 +222,7 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
         node = DecodeNode(
             thread,
             info,
-            router=config.router,
+            router=router,
             sink=sink,
             context=context,
             credit_bytes=config.credit_bytes,
@@ -259,6 +264,12 @@ def _address_towards(address: str) -> str:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(f"{address}: no way there: {reason}") from None
+
+
+def _contact(config: PrefillConfig | DecodeConfig) -> RouterContact:
+    return RouterContact(
+        address=config.router, router_key=config.router_key, key=load_key(Path(config.key))
+    )
 
 
 def _run_until_signalled(

@@ -164,10 +164,22 @@ def dial(ticket: Ticket, stream: int, timeout_s: float) -> Connection:
 
     Raises: PeerError if nobody is there, or it isn't who gave the ticket.
     """
-    host, port = split_address(ticket.address)
+    sock, keys = _introduce(ticket, stream, timeout_s)
+    connection = Connection(sock, ticket.seal, keys, is_source=True)
+    connection.set_patience(ticket.lease_s)
+    return connection
+
+
+def dial_plain(ticket: Ticket, timeout_s: float) -> socket.socket:
+    """A bare socket to a ticket's holder, for bytes that mean nothing. Raises: as `dial`."""
+    sock, _ = _introduce(ticket, 0, timeout_s)
+    return sock
+
+
+def _introduce(ticket: Ticket, stream: int, timeout_s: float) -> tuple[socket.socket, SessionKeys]:
     hello = make_hello(ticket.ticket_id, ticket.key, stream)
     try:
-        sock = socket.create_connection((host, port), timeout_s)
+        sock = socket.create_connection(split_address(ticket.address), timeout_s)
         try:
             tune(sock)
             sock.sendall(hello)
@@ -179,11 +191,8 @@ def dial(ticket: Ticket, stream: int, timeout_s: float) -> Connection:
             raise
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise PeerError(f"decode node at {ticket.address}: can't connect: {reason}") from None
-    keys = session_keys(hello, bytes(welcome), ticket.key)
-    connection = Connection(sock, ticket.seal, keys, is_source=True)
-    connection.set_patience(ticket.lease_s)
-    return connection
+        raise PeerError(f"{ticket.address}: can't connect: {reason}") from None
+    return sock, session_keys(hello, bytes(welcome), ticket.key)
 
 
 def answer(sock: socket.socket, hello: Hello, ticket: Ticket) -> Connection:

@@ -150,30 +150,36 @@ class TcpSink:
 
     def _serve(self, inbound: _Inbound, connection: Connection, stream: int) -> None:
         """A connection's thread, until its source closes it or the transfer is over."""
-        transfer = inbound.transfer
         has_left = False
         try:
-            while (received := connection.receive()) is not None:
-                message = decode_to_sink(received[0])
-                has_left = isinstance(message, NoMoreWrites)
-                if not has_left:
-                    self._take(inbound, message, received[1], connection)
-                if transfer.state is State.DONE:
-                    self._arrive(transfer.ticket.ticket_id)
+            has_left = self._take_all(inbound, connection)
         except PeerError as error:
             self._break(inbound, error)
         except OSError as error:
-            self._break(inbound, failure("prefill node", error, transfer.ticket.lease_s))
-        finally:
-            with self._lock:
-                del inbound.connections[stream]
-                inbound.is_written_to |= not has_left
-                is_last = not inbound.connections
-                self._release_if_over(inbound)
-            connection.close()
-            # One that ends is no verdict: what completes the transfer may be on another.
-            if is_last and transfer.state is not State.DONE:
-                self._break(inbound, PeerError("the prefill node hung up before its last row"))
+            lease_s = inbound.transfer.ticket.lease_s
+            self._break(inbound, failure("prefill node", error, lease_s))
+        with self._lock:
+            del inbound.connections[stream]
+            inbound.is_written_to |= not has_left
+            is_last = not inbound.connections
+            self._release_if_over(inbound)
+        connection.close()
+        # A source that has its last credit may close one connection before Done is read on another.
+        if is_last and inbound.transfer.state is not State.DONE:
+            self._break(inbound, PeerError("the prefill node hung up before its last row"))
+
+    def _take_all(self, inbound: _Inbound, connection: Connection) -> bool:
+        """Whether its last word was that it writes no more. Raises: PeerError, OSError."""
+        transfer = inbound.transfer
+        has_left = False
+        while (received := connection.receive()) is not None:
+            message = decode_to_sink(received[0])
+            has_left = isinstance(message, NoMoreWrites)
+            if not has_left:
+                self._take(inbound, message, received[1], connection)
+            if transfer.state is State.DONE:
+                self._arrive(transfer.ticket.ticket_id)
+        return has_left
 
     def _take(
         self,
@@ -182,7 +188,7 @@ class TcpSink:
         rows: memoryview | None,
         connection: Connection,
     ) -> None:
-        """Raises: OSError. A transfer that this breaks may still be spoken of."""
+        """Of a transfer that this breaks, more may be heard. Raises: OSError."""
         transfer = inbound.transfer
         try:
             if isinstance(message, Rows):

@@ -8,8 +8,6 @@ pace, as one prefill node on another machine would. Latencies are taken where to
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-import zmq
-
 from hetero.errors import EngineError
 from hetero.experiment.engine_bench.child import node_process
 from hetero.experiment.engine_bench.router_seat import RouterSeat
@@ -43,13 +41,14 @@ def measure(settings: Settings, say: Say) -> list[Figure]:
         + _SPARE_STEPS * (settings.itl_streams + num_turns)
     )
     with ExitStack() as stack:
-        context = stack.enter_context(zmq.Context())
-        seat = RouterSeat(context)
+        seat = RouterSeat(_NODE)
         stack.callback(seat.close)
         config = DecodeConfig(
             name=_NODE,
             model=str(path),
             router=seat.address,
+            router_key=seat.keys.router_key,
+            key=str(seat.keys.secret_file(_NODE)),
             kv_k=_KV_TYPE,
             kv_v=_KV_TYPE,
             context_tokens=cells,

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from logging import DEBUG
 
 import numpy as np
-import zmq
 
 from hetero.errors import EngineError
 from hetero.experiment.engine_bench.child import node_process, peak_rss_bytes, result_from_child
@@ -51,13 +50,14 @@ def measure(settings: Settings, say: Say) -> list[Figure]:
     layout = layout_of(path, _KV_TYPE)
     spec = spec_of(path)
     with ExitStack() as stack:
-        context = stack.enter_context(zmq.Context())
-        seat = RouterSeat(context)
+        seat = RouterSeat(_DECODE_NODE, _PREFILL_NODE)
         stack.callback(seat.close)
         decode = DecodeConfig(
             name=_DECODE_NODE,
             model=str(path),
             router=seat.address,
+            router_key=seat.keys.router_key,
+            key=str(seat.keys.secret_file(_DECODE_NODE)),
             kv_k=_KV_TYPE,
             kv_v=_KV_TYPE,
             context_tokens=settings.context_tokens + settings.headroom_tokens,
@@ -68,6 +68,8 @@ def measure(settings: Settings, say: Say) -> list[Figure]:
             name=_PREFILL_NODE,
             model=str(path),
             router=seat.address,
+            router_key=seat.keys.router_key,
+            key=str(seat.keys.secret_file(_PREFILL_NODE)),
             kv_k=_KV_TYPE,
             kv_v=_KV_TYPE,
             context_tokens=decode.context_tokens,

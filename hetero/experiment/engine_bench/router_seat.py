@@ -6,12 +6,13 @@ latency begins.
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
-
-import zmq
 
 from hetero.errors import EngineError, PeerError
 from hetero.experiment.engine_bench.driven_engine import GREEDY
+from hetero.launch.cluster_keys import make_cluster_keys
 from hetero.messages import (
     Failed,
     Finished,
@@ -27,7 +28,9 @@ from hetero.messages import (
     encode,
 )
 from hetero.serve.control import MAX_CONTROL_BYTES
-from hetero.transport.zmq_link import bind, set_link_options
+from hetero.transport.control_socket import ControlListener, RouterKeys, split_received
+
+_NAME = "seat"
 
 _M = TypeVar("_M", bound=Message)
 
@@ -39,10 +42,18 @@ _SILENCE_S = 300.0
 
 
 class RouterSeat:
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-        self._socket = context.socket(zmq.ROUTER)
-        set_link_options(self._socket, MAX_CONTROL_BYTES)
-        self.address = bind(self._socket, "tcp://127.0.0.1:0")
+    """Makes a key for each of the named nodes; `keys` says where they are."""
+
+    def __init__(self, *nodes: str) -> None:
+        self._directory = TemporaryDirectory()
+        path = Path(self._directory.name)
+        self.keys = make_cluster_keys(path, _NAME, nodes)
+        self._listener = ControlListener(
+            "tcp://127.0.0.1:0", RouterKeys.load(path, _NAME), MAX_CONTROL_BYTES
+        )
+        self._socket = self._listener.socket
+        self.address = self._listener.address
+        self._routes: dict[str, bytes] = {}
         self.nodes: dict[str, NodeInfo] = {}
         self._request_ids: set[str] = set()
         self._next_renewal = 0.0
@@ -56,7 +67,7 @@ class RouterSeat:
         return self.nodes[name]
 
     def send(self, node: str, message: Message) -> None:
-        self._socket.send_multipart([node.encode(), encode(message)])
+        self._socket.send_multipart([self._routes[node], encode(message)])
 
     def reserve(self, node: str, request_id: str, num_prompt_tokens: int, max_tokens: int) -> None:
         self._request_ids.add(request_id)
@@ -97,10 +108,11 @@ class RouterSeat:
         timeout_ms = 100
         while self._socket.poll(timeout_ms):
             timeout_ms = 0
-            _, raw = self._socket.recv_multipart()
+            peer, [raw] = split_received(self._socket.recv_multipart(copy=False))
             came_at = self._heard_at = time.monotonic()
             message = decode_to_router(raw)
             if isinstance(message, Hello):
+                self._routes[message.info.name] = peer.route
                 self.nodes[message.info.name] = message.info
             if isinstance(message, Finished):
                 self._request_ids.discard(message.request_id)
@@ -110,4 +122,5 @@ class RouterSeat:
             yield came_at, message
 
     def close(self) -> None:
-        self._socket.close()
+        self._listener.close()
+        self._directory.cleanup()

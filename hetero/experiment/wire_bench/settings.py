@@ -1,0 +1,49 @@
+"""What is measured, and for how long."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from hetero.messages import SealName
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """seconds: for each figure in each round; iperf3 takes whole ones."""
+
+    rates: tuple[str, ...]
+    mtu: int
+    seals: tuple[SealName, ...]
+    shape: str
+    kv_type: str
+    tokens: int
+    seconds: int
+    num_rounds: int
+    with_mooncake: bool
+
+
+def full_settings() -> Settings:
+    return Settings(
+        rates=("1gbit", "10gbit", "25gbit"),
+        mtu=1500,
+        seals=("aead", "mac", "none"),
+        shape="llama-3.1-8b",
+        kv_type="q8_0",
+        tokens=2048,
+        seconds=8,
+        num_rounds=5,
+        with_mooncake=find_spec("mooncake") is not None,
+    )
+
+
+def quick_settings() -> Settings:
+    return Settings(
+        rates=("400mbit",),
+        mtu=1500,
+        seals=("aead",),
+        shape="qwen3-0.6b",
+        kv_type="q8_0",
+        tokens=256,
+        seconds=1,
+        num_rounds=1,
+        with_mooncake=False,
+    )

@@ -1,0 +1,59 @@
+"""What a link can do, as measured from its dialling end. Rates are bytes per second of KV rows."""
+
+from statistics import median
+
+import msgspec
+
+from hetero.messages import SealName
+
+
+class Range(msgspec.Struct, frozen=True):
+    """Of one figure over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+def range_of(samples: list[float]) -> Range:
+    return Range(median(samples), min(samples), max(samples))
+
+
+class PlainStream(msgspec.Struct, frozen=True, kw_only=True):
+    """One TCP connection, nothing sealed, nothing kept: what the path itself gives."""
+
+    bytes_per_s: Range
+    source_cores: Range
+    sink_cores: Range
+
+
+class Goodput(msgspec.Struct, frozen=True, kw_only=True):
+    """KV from packed rows to restored cells, transfer after transfer."""
+
+    seal: SealName
+    connections: int | None  # None: as many as the window asked for
+    bytes_per_s: Range
+    of_plain: Range  # over the plain stream of the same round
+    # Processor seconds per second in each process; what the kernel does in interrupts is not there.
+    source_cores: Range
+    sink_cores: Range
+    restore_s: Range  # of one transfer; the next one arrives meanwhile
+    window_bytes: int  # at the end of the last transfer
+
+
+class LinkProfile(msgspec.Struct, frozen=True, kw_only=True):
+    kind: str = "link"
+    source: str
+    sink: str
+    date: str
+    model: str
+    kv_k: str
+    kv_v: str
+    token_bytes: int
+    tokens: int  # of a transfer
+    transfer_bytes: int
+    rtt_s: Range  # a sealed message there and back, with both ends' threads waking up
+    pack_bytes_per_s: Range  # of packed rows, on one thread here
+    plain: PlainStream
+    goodput: list[Goodput]
+    versions: dict[str, dict[str, str]]

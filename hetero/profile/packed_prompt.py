@@ -1,0 +1,59 @@
+"""Frames as a prefill node would send them for a prompt, without a model to read one."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hetero.kv.layout import KVLayout
+from hetero.kv.rows import Kind, RowFrame, pack_rows
+from hetero.prefill.frame_plan import layer_groups, token_ranges
+
+_CHUNK_TOKENS = 512
+_FRAME_BYTES = 2 * 2**20  # what the prefill engines aim at
+_NUM_PACKS = 5
+
+_KINDS: tuple[Kind, Kind] = ("k", "v")
+
+
+@dataclass(frozen=True)
+class PackedPrompt:
+    frames: list[RowFrame]
+    pack_bytes_per_s: list[float]  # of packed rows, on one thread, a sample each time
+
+
+def packed_prompt(layout: KVLayout, num_tokens: int) -> PackedPrompt:
+    """One chunk of one group of layers is packed from random values, and every frame holds a copy
+    of its rows: memory of its own, for a wire must not find the same bytes in the caches again."""
+    rng = np.random.default_rng(0)
+    longest = min(_CHUNK_TOKENS, num_tokens)
+    num_layers = len(layer_groups(layout, longest, _FRAME_BYTES)[0])
+    packed: dict[Kind, npt.NDArray[np.uint8]] = {}
+    rates = []
+    for kind in _KINDS:
+        head_dim = layout.head_dim_k if kind == "k" else layout.head_dim_v
+        shape = (num_layers, longest, layout.num_kv_heads, head_dim)
+        values = rng.standard_normal(shape, np.float32)
+        for _ in range(_NUM_PACKS):
+            started = time.perf_counter()
+            packed[kind] = pack_rows(values, kind, layout)
+            rates.append(packed[kind].nbytes / (time.perf_counter() - started))
+    frames = []
+    for first in range(0, num_tokens, _CHUNK_TOKENS):
+        end = min(first + _CHUNK_TOKENS, num_tokens)
+        for layers in layer_groups(layout, longest, _FRAME_BYTES):
+            for kind in _KINDS:
+                token_bytes = len(layers) * layout.row_bytes(kind)
+                frames += [
+                    RowFrame(
+                        kind=kind,
+                        first_layer=layers.start,
+                        end_layer=layers.stop,
+                        first_token=tokens.start,
+                        end_token=tokens.stop,
+                        rows=packed[kind][: len(layers), : len(tokens)].copy(),
+                    )
+                    for tokens in token_ranges(first, end, token_bytes, _FRAME_BYTES)
+                ]
+    return PackedPrompt(frames, rates)
