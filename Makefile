@@ -37,5 +37,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "python: need 3.11 or later, have none; try PYTHON=/path/to/python make" >&2; exit 2; }
 	@command -v $${CXX:-c++} >/dev/null || { echo "C++ compiler: need one for llama.cpp, have none; on Debian: sudo apt-get install build-essential" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt -e '.[torch,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[torch,rdma,dev]'
 	touch $@

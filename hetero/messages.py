@@ -11,6 +11,12 @@ import msgspec
 
 from hetero.errors import HeteroError, PeerError
 from hetero.kv.layout import KVLayout
+from hetero.tickets import Count as Count
+from hetero.tickets import Name as Name
+from hetero.tickets import SealName as SealName
+from hetero.tickets import SlotRing as SlotRing
+from hetero.tickets import Ticket as Ticket
+from hetero.tickets import TransportName as TransportName
 
 _T = TypeVar("_T")
 
@@ -23,9 +29,7 @@ MAX_PROMPT_TOKENS = 4 * 2**20
 # Of an abort or a refusal: it may quote what somebody else said.
 MAX_REASON_CHARS = 1000
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-Name = Annotated[str, msgspec.Meta(max_length=200)]
 Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
 Tokens = Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1, max_length=MAX_PROMPT_TOKENS)]
 
@@ -106,29 +110,6 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     logprob: TokenLogprob | None = None
 
 
-# How the bytes of a transfer are protected, the weakest first: see `transport.seals`.
-SealName = Literal["none", "mac", "aead"]
-
-
-class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """A decode node's promise to hold room for one prompt's KV until the lease runs out.
-
-    Its id is never given out again, and its key is the transfer's alone: what is written under an
-    old ticket can't reach another's rows. Travels over control sockets only.
-    """
-
-    ticket_id: Name  # begins with the router's id
-    address: str  # where the source dials
-    num_tokens: Count  # the prompt's length
-    lease_s: float  # renewed by every frame and by the router
-    key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
-    seal: SealName
-    have_tokens: int = 0  # tokens the sink already holds, for suffix-only transfer later
-
-    def __repr__(self) -> str:  # of messages too: the key must not reach a log
-        return f"Ticket({self.ticket_id!r}, {self.address!r}, {self.seal})"
-
-
 # Node -> router.
 
 
@@ -148,6 +129,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     attention: str
     seal: SealName  # a decode node's transfers have it; a prefill node takes none weaker
+    transport: TransportName = "tcp"
     versions: dict[str, str]
 
 
@@ -294,7 +276,8 @@ class Open(Message, frozen=True, kw_only=True):
 
 
 class Rows(Message, frozen=True, kw_only=True):
-    """Header of a row frame; the rows follow as the next part of the same message."""
+    """Header of a row frame. The rows, sealed, follow it on the same connection, or lie in a slot
+    already."""
 
     ticket_id: Name
     kind: Literal["k", "v"]
@@ -303,6 +286,8 @@ class Rows(Message, frozen=True, kw_only=True):
     first_token: Count
     end_token: Count
     frame: Count  # counts from 0 in a transfer; its credit names it
+    slot: Count | None = None  # one of those that the sink has lent
+    slot_bytes: Count = 0  # of the rows in it, not of their seal
 
 
 class Done(Message, frozen=True, kw_only=True):
@@ -317,6 +302,12 @@ class Abort(Message, frozen=True, kw_only=True):
     reason: Reason
 
 
+class NoMoreWrites(Message, frozen=True, kw_only=True):
+    """Of a transfer that ended early: whoever speaks here will write to no slot any more."""
+
+    ticket_id: Name
+
+
 # Either way: says that its sender is there when it has nothing else to say.
 
 
@@ -328,10 +319,11 @@ class Alive(Message, frozen=True, kw_only=True):
 
 
 class Ready(Message, frozen=True, kw_only=True):
-    """The fingerprints agree; this many bytes of rows may be in flight."""
+    """The fingerprints agree; this many bytes of rows may be in flight, in these slots."""
 
     ticket_id: Name
     credit_bytes: Annotated[int, msgspec.Meta(ge=1)]
+    slots: tuple[Count, ...] = ()
 
 
 class Credit(Message, frozen=True, kw_only=True):
@@ -352,7 +344,7 @@ ToRouter = (
     Hello | Heartbeat | Reserved | FirstTokens | Sent | Joined | Generated | Finished | Failed
 )
 ToNode = WhoAreYou | Welcome | Unwelcome | Reserve | Generate | Prefill | Renew | Cancel
-ToSink = Open | Rows | Done | Abort | Alive
+ToSink = Open | Rows | Done | Abort | NoMoreWrites | Alive
 ToSource = Ready | Credit | Refused | Alive
 
 _VERSION_BYTE = bytes([WIRE_VERSION])

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent / "hetero"
 LIGHT = {"kv.types", "kv.layout"}
 MAY_IMPORT = {
     "errors": set(),
-    "messages": LIGHT,
+    "tickets": set(),
+    "messages": LIGHT | {"tickets"},
     "llama": set(),
     "model": {"llama"},
     "kv": {"llama"},

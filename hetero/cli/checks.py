@@ -77,7 +77,7 @@ def all_checks() -> list[Check]:
     checks.append(_torch(gpu, torch))
     if isinstance(torch, dict) and torch["cuda"]:
         checks.append(_triton(torch["triton_problem"]))
-    return [*checks, _memory(), _disk(), _port()]
+    return [*checks, _nixl(), _memory(), _disk(), _port()]
 
 
 def _python() -> Check:
@@ -187,6 +187,24 @@ def _triton(problem: str | None) -> Check:
         have="its kernels can run here" if problem is None else problem,
         need="Triton's kernels on the GPU; without them torch's SDPA attends, or llama.cpp reads",
         fix="",
+    )
+
+
+def _nixl() -> Check:
+    devices = sorted(path.name for path in Path("/sys/class/infiniband").glob("*"))
+    try:
+        have = version("nixl-cu12")
+    except PackageNotFoundError:
+        have = "none"
+    return Check(
+        name="NIXL",
+        ok=have != "none" or not devices,
+        required=False,
+        have=have,
+        need=f"any, for RDMA by {', '.join(devices)}"
+        if devices
+        else "nothing: no RDMA device here",
+        fix="pip install 'hetero[rdma]'",
     )
 
 

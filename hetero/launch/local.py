@@ -34,6 +34,7 @@ from hetero.launch.run_directory import (
     write_state,
 )
 from hetero.launch.supervisor import Command, GaveUp, Ready, Supervisor
+from hetero.messages import TransportName
 from hetero.serve.config import DEFAULT_CHUNK_TOKENS, DecodeConfig, PrefillConfig, RouterConfig
 
 # A node between two steps of a long prompt answers its signal within seconds.
@@ -61,6 +62,7 @@ class LocalPlan:
     slots: int = 4
     kv_k: str = "q8_0"
     kv_v: str = "q8_0"
+    transport: TransportName = "tcp"
     prefill: str = "auto"
     attention: str = "auto"
     chunk_tokens: int | None = None  # the nodes' own choice
@@ -255,6 +257,7 @@ def _prefill_config(
         key=str(keys.secret_file(name)),
         kv_k=plan.kv_k,
         kv_v=plan.kv_v,
+        transport=plan.transport,
         context_tokens=plan.context_tokens,
         engine=plan.prefill,
         attention=plan.attention,
@@ -275,6 +278,7 @@ def _decode_config(
         key=str(keys.secret_file(name)),
         kv_k=plan.kv_k,
         kv_v=plan.kv_v,
+        transport=plan.transport,
         context_tokens=plan.context_tokens,
         slots=plan.slots,
         threads=num_threads,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from hetero.errors import ConfigError
-from hetero.messages import SealName
+from hetero.messages import SealName, TransportName
 from hetero.transport.window import MAX_CONNECTIONS
 
 # Where nothing is measured: a step of this many tokens is near the best rate of a CPU.
@@ -55,12 +55,17 @@ class PrefillConfig(_NodeConfig, frozen=True, kw_only=True):
     gpu_layers: int = 0  # llama
     seal: SealName = "aead"  # the weakest protection of KV on the wire that this node agrees to
     connections: Connections | None = None  # per transfer; None: as many as the link needs
+    transport: TransportName = "tcp"  # what carries rows: the same on both sides
+    allow_tcp: bool = False  # nixl-*: send over TCP to decode nodes that have nothing else
 
 
 class DecodeConfig(_NodeConfig, frozen=True, kw_only=True):
     listen: Address = "tcp://127.0.0.1:0"  # where prefill nodes send KV
     advertise: Address | None = None  # what they dial, where that differs: behind NAT or a proxy
     seal: SealName = "aead"  # how KV is protected on the wire
+    transport: TransportName = "tcp"  # what carries rows: the same on both sides
+    allow_tcp: bool = False  # nixl-*: take rows over TCP, too, where there is no free slot
+    nixl_slots: Positive = 16  # nixl-*: of 2.1 MiB each, for all transfers
     kv_k: str = "q8_0"
     kv_v: str = "q8_0"
     context_tokens: Positive = 8192  # of one sequence: prompt and answer

@@ -163,6 +163,7 @@ class DecodeNode:
             lease_s=self._leases.lease_s,
             key=secrets.token_bytes(KEY_BYTES),
             seal=self._info.seal,
+            ring=self._sink.ring,
         )
         if job.request_id not in self._leases:  # cancelled while it was being admitted
             self._engine.cancel(job.request_id)

@@ -25,6 +25,7 @@ from hetero.prefill.engine import PrefillEngine, PrefillRun, Slice
 from hetero.serve.prompt_queue import PromptQueue, Share
 from hetero.serve.sender import Outbound, Sender
 from hetero.transport.mailbox import Mailbox
+from hetero.transport.nixl_source import SendBuffers
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class PrefillWorker:
         *,
         weakest_seal: SealName = "aead",
         num_connections: int | None = None,
+        buffers: SendBuffers | None = None,
     ) -> None:
         self.results: Mailbox[Message | BaseException] = Mailbox()
         self.num_active = 0
@@ -81,6 +83,7 @@ class PrefillWorker:
             lambda: self._wake.put(None),
             weakest_seal=weakest_seal,
             num_connections=num_connections,
+            buffers=buffers,
         )
         self._queue: PromptQueue[Reading] = PromptQueue(engine.chunk_tokens)
         self._chunk_bytes = engine.chunk_tokens * engine.layout.token_bytes

@@ -383,6 +383,7 @@ def _node_status(node: _Node) -> dict[str, Any]:
         "health": "lost" if node.is_lost else "ready",
         "control": "curve",
         "seal": node.info.seal,
+        "transport": node.info.transport,
         "kv_bytes_held": node.load.kv_bytes_held,
         "active": node.load.active,
         "queued": node.load.queued,

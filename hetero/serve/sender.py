@@ -12,6 +12,7 @@ from hetero.errors import PeerError
 from hetero.kv.rows import RowFrame
 from hetero.messages import Fingerprint, Message, SealName, Sent, Ticket, Token, failed
 from hetero.transport.mailbox import Mailbox
+from hetero.transport.nixl_source import SendBuffers, row_sender
 from hetero.transport.seals import STRENGTH
 from hetero.transport.tcp_source import TcpSource
 from hetero.transport.transfer import SourceTransfer
@@ -40,8 +41,12 @@ class Sender:
         *,
         weakest_seal: SealName = "aead",
         num_connections: int | None = None,
+        buffers: SendBuffers | None = None,
     ) -> None:
-        """`on_progress` is called on a sending thread when rows are credited or given up."""
+        """`on_progress` is called on a sending thread when rows are credited or given up.
+
+        buffers: to send rows from through NIXL; None where the connections carry them.
+        """
         self.moved_bytes = 0
         self.unacknowledged_bytes = 0  # of all transfers
         self._lock = threading.Lock()  # of these counts, and of every outbound's fields
@@ -50,15 +55,18 @@ class Sender:
         self._results = results
         self._weakest_seal = weakest_seal
         self._num_connections = num_connections
+        self._buffers = buffers
         self._live: set[Outbound] = set()
 
     def open(self, request_id: str, ticket: Ticket) -> Outbound:
-        """Raises: PeerError if the ticket asks for less protection than this node agrees to."""
+        """Raises: PeerError if the ticket asks for less protection than this node agrees to, or
+        for another transport than it has."""
         if STRENGTH.index(ticket.seal) < STRENGTH.index(self._weakest_seal):
             raise PeerError(
                 f"seal: need {self._weakest_seal} or stronger, the decode node at "
                 f"{ticket.address} has {ticket.seal}: set the same `seal` in both nodes' files"
             )
+        carrier = row_sender(ticket, self._buffers)
         transfer = SourceTransfer(ticket, self._fingerprint)
         outbound = Outbound(request_id=request_id, transfer=transfer)
         with self._lock:
@@ -68,6 +76,7 @@ class Sender:
             num_connections=self._num_connections,
             on_credit=lambda num_bytes: self._credited(outbound, num_bytes),
             on_end=lambda error: self._ended(outbound, error),
+            carrier=carrier,
         )
         return outbound
 

@@ -38,9 +38,12 @@ from hetero.serve.prefill_setup import make_prefill_engine
 from hetero.serve.prefill_worker import PrefillWorker
 from hetero.serve.router import Router
 from hetero.serve.service import ServedModel
+from hetero.transport.connection import split_address
 from hetero.transport.control_socket import RouterContact, RouterKeys, check_interface
 from hetero.transport.door import Door
 from hetero.transport.keys import load_key
+from hetero.transport.nixl_sink import SlotReceiver
+from hetero.transport.nixl_source import SendBuffers
 from hetero.transport.tcp_sink import TcpSink
 
 logger = logging.getLogger(__name__)
@@ -127,6 +130,15 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
     spec = gguf_to_spec(GGUFFile.open(config.model))
     layout = model_layout(spec, config.kv_k, config.kv_v)
     fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
+    buffers = None
+    if config.transport != "tcp":
+        buffers = SendBuffers(
+            config.transport,
+            allow_tcp=config.allow_tcp,
+            interface_of=_address_towards(config.router)
+            if config.transport == "nixl-tcp"
+            else None,
+        )
     engine = make_prefill_engine(config, layout)
     with Model(config.model, vocab_only=True) as model, zmq.Context() as context:
         worker = PrefillWorker(
@@ -135,6 +147,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
             fingerprint,
             weakest_seal=config.seal,
             num_connections=config.connections,
+            buffers=buffers,
         )
         info = NodeInfo(
             name=config.name,
@@ -150,12 +163,15 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
             engine=engine.name,
             attention=engine.attention,
             seal=config.seal,
+            transport=config.transport,
             versions=_versions("torch") if engine.name == "torch" else _versions(),
         )
         node = PrefillNode(worker, info, router=router, context=context)
         _run_until_signalled(node, config.name, "prefill", announce)
         worker.close()
         engine.close()
+        if buffers is not None:
+            buffers.close()
 
 
 def run_decode(config: DecodeConfig, announce: Announce) -> None:
@@ -169,7 +185,8 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
     fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
     check_interface("listen", config.listen)
     with zmq.Context() as context:
-        sink = TcpSink(Door(config.listen, config.advertise))
+        receiver = _slot_receiver(config)
+        sink = TcpSink(Door(config.listen, config.advertise), receiver)
         engine = DecodeEngine(
             Path(config.model),
             layout,
@@ -197,6 +214,7 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
             engine="llama",
             attention="llama",
             seal=config.seal,
+            transport=config.transport,
             versions=_versions(),
         )
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -212,6 +230,40 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
         _run_until_signalled(node, config.name, "decode", announce)
         thread.close()
         engine.close()
+        if receiver is not None:
+            receiver.close()
+
+
+def _slot_receiver(config: DecodeConfig) -> SlotReceiver | None:
+    """Raises: ConfigError"""
+    if config.transport == "tcp":
+        return None
+    if config.nixl_slots < config.slots:
+        raise ConfigError(
+            f"nixl_slots: need one for each of {config.slots} slots, have {config.nixl_slots}"
+        )
+    return SlotReceiver(
+        config.transport,
+        config.nixl_slots,
+        allow_tcp=config.allow_tcp,
+        interface_of=split_address(config.listen)[0],
+    )
+
+
+def _address_towards(address: str) -> str:
+    """This machine's, from where it would dial that one.
+
+    Raises: ConfigError if it can't be found.
+    """
+    host, port = split_address(address)
+    try:
+        family, kind, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{address}: no way there: {reason}") from None
 
 
 def _contact(config: PrefillConfig | DecodeConfig) -> RouterContact:

@@ -10,7 +10,7 @@ caller) put in their place.
 import socket
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -27,7 +27,7 @@ from hetero.transport.handshake import (
     make_welcome,
     session_keys,
 )
-from hetero.transport.seals import TAG_BYTES, make_seal
+from hetero.transport.seals import TAG_BYTES, copy_bytes, make_seal
 
 # Frames aim at 2 MiB: a single layer of a long chunk is split by tokens. Nothing honest comes
 # near the second.
@@ -79,6 +79,32 @@ class Connection:
             if payload.nbytes:
                 pieces += self._sealing.seal(payload)
             _send_all(self._socket, pieces)
+
+    def send_apart(
+        self,
+        message: bytes,
+        rows: npt.NDArray[np.uint8],
+        room: memoryview,
+        carry: Callable[[memoryview], None],
+    ) -> None:
+        """Seal the rows into `room`, have them carried from there, and then say that they came.
+
+        Raises: what `carry` does; OSError as `send` does.
+        """
+        with self._turn_to_send:
+            pieces = self._sealed(message, 0)
+            carry(self._sealing.seal_into(rows.reshape(-1).data, room))
+            _send_all(self._socket, pieces)
+
+    def open_apart(self, sealed: memoryview) -> memoryview:
+        """Rows that `send_apart` carried, after its message was received; valid until the next.
+
+        They are copied before they are opened: whoever can still write to `sealed` changes nothing
+        that was found to be right.
+        """
+        rows = self._rows[: sealed.nbytes]
+        copy_bytes(sealed, rows)
+        return self._opening.open(rows)
 
     def last_word(self, message: bytes) -> None:
         """Say a short message if the peer takes it at once, and nothing more. Any thread may."""

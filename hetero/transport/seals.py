@@ -13,6 +13,7 @@ import hmac
 from typing import Protocol
 
 import blake3
+import numpy as np
 import xxhash
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -35,6 +36,9 @@ class Seal(Protocol):
     def seal(self, piece: memoryview) -> tuple[memoryview | bytes, ...]:
         """What to send for a piece, in order: its length and TAG_BYTES in all. It is the caller's
         until the next call. `piece` itself may be among it."""
+
+    def seal_into(self, piece: memoryview, room: memoryview) -> memoryview:
+        """The part of `room` that the sealed piece takes."""
 
     def open(self, sealed: memoryview) -> memoryview:
         """The piece, in the memory of what came.
@@ -63,9 +67,12 @@ class _Aead:
         size = piece.nbytes + TAG_BYTES
         if len(self._sealed) < size:
             self._sealed = bytearray(size)
-        sealed = memoryview(self._sealed)[:size]
+        return (self.seal_into(piece, memoryview(self._sealed)),)
+
+    def seal_into(self, piece: memoryview, room: memoryview) -> memoryview:
+        sealed = room[: piece.nbytes + TAG_BYTES]
         self._cipher.encrypt_into(self._nonce(), piece, None, sealed)
-        return (sealed,)
+        return sealed
 
     def open(self, sealed: memoryview) -> memoryview:
         piece = sealed[:-TAG_BYTES]
@@ -90,6 +97,9 @@ class _Mac:
     def seal(self, piece: memoryview) -> tuple[memoryview | bytes, ...]:
         return piece, self._tag(piece)
 
+    def seal_into(self, piece: memoryview, room: memoryview) -> memoryview:
+        return _copied(piece, self._tag(piece), room)
+
     def open(self, sealed: memoryview) -> memoryview:
         piece = sealed[:-TAG_BYTES]
         if not hmac.compare_digest(self._tag(piece), sealed[-TAG_BYTES:]):
@@ -109,6 +119,9 @@ class _Checksum:
     def seal(self, piece: memoryview) -> tuple[memoryview | bytes, ...]:
         return piece, self._tag(piece)
 
+    def seal_into(self, piece: memoryview, room: memoryview) -> memoryview:
+        return _copied(piece, self._tag(piece), room)
+
     def open(self, sealed: memoryview) -> memoryview:
         piece = sealed[:-TAG_BYTES]
         if self._tag(piece) != sealed[-TAG_BYTES:]:
@@ -118,3 +131,15 @@ class _Checksum:
     def _tag(self, piece: memoryview) -> bytes:
         self._counter += 1
         return xxhash.xxh3_128_digest(piece, seed=self._counter)
+
+
+def _copied(piece: memoryview, tag: bytes, room: memoryview) -> memoryview:
+    sealed = room[: piece.nbytes + TAG_BYTES]
+    copy_bytes(piece, sealed[:-TAG_BYTES])
+    sealed[-TAG_BYTES:] = tag
+    return sealed
+
+
+def copy_bytes(of: memoryview, to: memoryview) -> None:
+    """Lets other threads run meanwhile, which assigning slices does not."""
+    np.copyto(np.frombuffer(to, np.uint8), np.frombuffer(of, np.uint8))

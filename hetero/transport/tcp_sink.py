@@ -5,8 +5,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from socket import socket
 
+from msgspec.structs import replace
+
 from hetero.errors import PeerError
-from hetero.messages import MAX_REASON_CHARS, Refused, decode_to_sink, encode
+from hetero.messages import (
+    MAX_REASON_CHARS,
+    NoMoreWrites,
+    Ready,
+    Refused,
+    Rows,
+    SlotRing,
+    ToSink,
+    decode_to_sink,
+    encode,
+)
+from hetero.transport.carrier import InlineReceiver, RowReceiver
 from hetero.transport.connection import GRACE_S, Connection, answer, failure
 from hetero.transport.door import Door
 from hetero.transport.handshake import Hello
@@ -35,13 +48,16 @@ class _Inbound:
     transfer: SinkTransfer
     connections: dict[int, Connection] = field(default_factory=dict)  # by stream
     has_ended: bool = False
+    is_written_to: bool = False  # a connection ended, and not with NoMoreWrites
 
 
 class TcpSink:
     """Transfers expected at a door. What becomes of them is in `events`."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, carrier: RowReceiver | None = None) -> None:
+        """carrier: of the rows; None for the connections."""
         self.door = door
+        self._carrier = carrier or InlineReceiver()
         self.events: Mailbox[Arrived | Broke] = Mailbox()
         self._inbound: dict[str, _Inbound] = {}  # by ticket id
         self._lock = threading.Lock()  # of the inbound transfers
@@ -50,6 +66,11 @@ class TcpSink:
     def address(self) -> str:
         """Where sources dial."""
         return self.door.address
+
+    @property
+    def ring(self) -> SlotRing | None:
+        """Where sources write rows to."""
+        return self._carrier.ring
 
     def expect(self, transfer: SinkTransfer) -> None:
         """From now on its source may dial."""
@@ -87,11 +108,18 @@ class TcpSink:
         with self._lock:
             inbound.has_ended = True
             connections = list(inbound.connections.values())
+            self._release_if_over(inbound)
         for connection in connections:
             connection.last_word(encode(refusal))
             tear = threading.Timer(GRACE_S, connection.break_off)
             tear.daemon = True
             tear.start()
+
+    def _release_if_over(self, inbound: _Inbound) -> None:
+        """Once its last connection has ended, too: until then its source may write."""
+        if inbound.has_ended and not inbound.connections:
+            ticket = inbound.transfer.ticket
+            self._carrier.release(ticket, is_written_to=inbound.is_written_to)
 
     def _break(self, inbound: _Inbound, error: PeerError) -> None:
         ticket_id = inbound.transfer.ticket.ticket_id
@@ -122,8 +150,9 @@ class TcpSink:
 
     def _serve(self, inbound: _Inbound, connection: Connection, stream: int) -> None:
         """A connection's thread, until its source closes it or the transfer is over."""
+        has_left = False
         try:
-            self._take_all(inbound, connection)
+            has_left = self._take_all(inbound, connection)
         except PeerError as error:
             self._break(inbound, error)
         except OSError as error:
@@ -131,25 +160,52 @@ class TcpSink:
             self._break(inbound, failure("prefill node", error, lease_s))
         with self._lock:
             del inbound.connections[stream]
+            inbound.is_written_to |= not has_left
             is_last = not inbound.connections
+            self._release_if_over(inbound)
         connection.close()
         # A source that has its last credit may close one connection before Done is read on another.
         if is_last and inbound.transfer.state is not State.DONE:
             self._break(inbound, PeerError("the prefill node hung up before its last row"))
 
-    def _take_all(self, inbound: _Inbound, connection: Connection) -> None:
-        """Raises: PeerError, OSError."""
+    def _take_all(self, inbound: _Inbound, connection: Connection) -> bool:
+        """Whether its last word was that it writes no more. Raises: PeerError, OSError."""
         transfer = inbound.transfer
+        has_left = False
         while (received := connection.receive()) is not None:
-            if inbound.has_ended:
-                continue
-            message, rows = received
-            reply = transfer.receive(decode_to_sink(message), rows)
-            if reply is not None:
-                connection.send(encode(reply))
+            message = decode_to_sink(received[0])
+            has_left = isinstance(message, NoMoreWrites)
+            if not has_left:
+                self._take(inbound, message, received[1], connection)
             if transfer.state is State.DONE:
                 self._arrive(transfer.ticket.ticket_id)
+        return has_left
+
+    def _take(
+        self,
+        inbound: _Inbound,
+        message: ToSink,
+        rows: memoryview | None,
+        connection: Connection,
+    ) -> None:
+        """Of a transfer that this breaks, more may be heard. Raises: OSError."""
+        transfer = inbound.transfer
+        try:
+            if isinstance(message, Rows):
+                rows = self._carrier.rows(transfer.ticket, message, rows, connection)
+            if inbound.has_ended:
+                return
+            reply = transfer.receive(message, rows)
+            if isinstance(reply, Ready):
+                reply = replace(reply, slots=self._carrier.lend(transfer.ticket))
+        except PeerError as error:
+            self._break(inbound, error)
+            return
+        if reply is not None:
+            connection.send(encode(reply))
 
     def _arrive(self, ticket_id: str) -> None:
-        if self._take_out(ticket_id) is not None:
+        inbound = self._take_out(ticket_id)
+        if inbound is not None:
+            self._carrier.release(inbound.transfer.ticket, is_written_to=False)
             self.events.put(Arrived(ticket_id))

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from hetero.errors import PeerError
 from hetero.kv.rows import RowFrame
-from hetero.messages import Message, Token, decode_to_source, encode
+from hetero.messages import Message, NoMoreWrites, Rows, Token, decode_to_source, encode
+from hetero.transport.carrier import InlineSender, RowSender
 from hetero.transport.connection import GRACE_S, Connection, dial, failure
 from hetero.transport.transfer import SourceTransfer, State
 
@@ -37,13 +38,16 @@ class TcpSource:
         num_connections: int | None,
         on_credit: Callable[[int], None],
         on_end: Callable[[PeerError | None], None],
+        carrier: RowSender | None = None,
     ) -> None:
-        """num_connections: None for as many as the window needs.
+        """num_connections: None for as many as the window needs. carrier: of the rows; None for
+        these connections.
 
         `on_credit` gets bytes that the sink has placed. `on_end` is called once, unless `abort`
         came first: with None when the sink has everything, or with what went wrong.
         """
         self.transfer = transfer
+        self._carrier = carrier or InlineSender()
         self._wanted = num_connections
         self._on_credit = on_credit
         self._on_end = on_end
@@ -92,6 +96,9 @@ class TcpSource:
         hearing.start()
         try:
             self._speak(stream, connection)
+            self._leave(connection)
+        except PeerError as error:
+            self._end(error)
         except OSError as error:
             if not isinstance(error, BlockingIOError):
                 hearing.join(GRACE_S)  # the sink's last word, if it comes, says more
@@ -107,6 +114,7 @@ class TcpSource:
     def _dial(self, stream: int) -> Connection | None:
         ticket = self.transfer.ticket
         try:
+            self._carrier.connect()
             connection = dial(ticket, stream, ticket.lease_s)
         except PeerError as error:
             if stream == 0:
@@ -139,8 +147,18 @@ class TcpSource:
                     outgoing, self._farewell = (self._farewell, None), None
             if outgoing is None:
                 return
-            connection.send(encode(outgoing[0]), outgoing[1])
+            message, rows = outgoing
+            if isinstance(message, Rows) and rows is not None:
+                self._carrier.send(connection, message, rows)
+            else:
+                connection.send(encode(message))
             spoke_at = time.monotonic()
+
+    def _leave(self, connection: Connection) -> None:
+        """What this thread has written apart is there: say so where the sink can't tell."""
+        if self._carrier.writes_apart and self.transfer.state is State.ENDED:
+            ticket_id = self.transfer.ticket.ticket_id
+            connection.last_word(encode(NoMoreWrites(ticket_id=ticket_id)))
 
     def _next(self, stream: int) -> _Outgoing | None:
         transfer = self.transfer
@@ -148,15 +166,18 @@ class TcpSource:
             return None
         if transfer.state is State.TICKETED:
             return transfer.open(), None
-        if self._waiting and transfer.may_send(self._waiting[0][0].rows.nbytes):
+        if self._waiting and self._may_send(self._waiting[0][0]):
             frame, handed_over = self._waiting.popleft()
             header = transfer.rows(frame, handed_over=handed_over, now=time.perf_counter())
-            return header, frame.rows
+            return self._carrier.assign(header), frame.rows
         if transfer.state is State.MOVING and not self._waiting and self._first_tokens is not None:
             return transfer.done(self._first_tokens), None
         if transfer.state is State.DONE:
             self._end(None)
         return None
+
+    def _may_send(self, frame: RowFrame) -> bool:
+        return self.transfer.may_send(frame.rows.nbytes) and self._carrier.has_room()
 
     def _hear(self, connection: Connection) -> None:
         """Credit and refusals, until the connection ends."""
@@ -176,8 +197,10 @@ class TcpSource:
                 return
             before = self.transfer.in_flight_bytes
             self.transfer.receive(message, time.perf_counter())
+            self._carrier.take(message)
             credit = before - self.transfer.in_flight_bytes
-            wanted = self._wanted or self.transfer.window.num_connections
+            needed = max(self._carrier.min_connections, self.transfer.window.num_connections)
+            wanted = self._wanted or needed
             if self._waiting and self._num_streams < wanted:
                 self._add_stream()
             self._turn.notify_all()
