@@ -24,7 +24,7 @@ def test_a_quick_run_reports_a_share_of_iperf3(tmp_path, capsys):
     report = json.loads(out.read_text())
     assert report == json.loads(capsys.readouterr().out.splitlines()[-1])
     (figure,) = report["figures"]
-    assert figure["name"] == "goodput_aead_400mbit"
+    assert figure["name"] == "tcp_aead_400mbit"
     # 0.4 Gbit/s is the cable's; a share far above 1 would be bytes that never crossed it.
     assert 0.2 < figure["value"] < 1.1
     assert figure["arms"]["kv_gbit_per_s"]["median"] < 0.42
@@ -52,6 +52,7 @@ def profile(rates):
         sink="b",
         date="d",
         model="m",
+        transport="tcp",
         kv_k="q8_0",
         kv_v="q8_0",
         token_bytes=1,
@@ -79,12 +80,12 @@ def profile(rates):
 
 def test_a_figure_is_the_median_of_ratios_within_rounds():
     rounds = [
-        goodput._Round(1e9, profile({"aead": 0.99e9}), None),
-        goodput._Round(2e9, profile({"aead": 1.90e9}), None),
-        goodput._Round(1e9, profile({"aead": 0.10e9}), None),
+        goodput._Round(1e9, {"tcp": profile({"aead": 0.99e9})}, None),
+        goodput._Round(2e9, {"tcp": profile({"aead": 1.90e9})}, None),
+        goodput._Round(1e9, {"tcp": profile({"aead": 0.10e9})}, None),
     ]
-    figure = goodput._figure(full_settings(), "10gbit", "aead", rounds)
+    figure = goodput._figure(full_settings(), "10gbit", "tcp", "aead", rounds)
     assert figure.value == pytest.approx(0.95)
     assert figure.target.bound == 0.95
     assert figure.arms["kv_gbit_per_s"] == pytest.approx([7.92, 15.2, 0.8])
-    assert goodput._figure(quick_settings(), "400mbit", "aead", rounds).target is None
+    assert goodput._figure(quick_settings(), "400mbit", "tcp", "aead", rounds).target is None

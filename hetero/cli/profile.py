@@ -15,11 +15,15 @@ from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
     from hetero.kv.layout import KVLayout
+    from hetero.messages import TransportName
     from hetero.profile.link_dialer import Mode
     from hetero.profile.link_report import LinkProfile
 
 # Not on the command line, where every user of the machine could read it.
 _KEY_VARIABLE = "HETERO_LINK_KEY"
+
+# As many as a decode node has.
+_NIXL_SLOTS = 16
 
 app = typer.Typer(help="Measure machines and wires.", no_args_is_help=True)
 
@@ -44,6 +48,10 @@ def link(
     shape: Annotated[str | None, typer.Option(help="Whose KV, by name: llama-3.1-8b ...")] = None,
     kv_k: KType = "q8_0",
     kv_v: VType = "q8_0",
+    transport: Annotated[
+        str,
+        typer.Option(help="What carries rows, for --listen: tcp, nixl-rdma, nixl-shm, nixl-tcp."),
+    ] = "tcp",
     tokens: Annotated[int, typer.Option(min=1, max=2**20, help="Of a transfer.")] = 2048,
     seals: Annotated[str, typer.Option(help="Protections to measure.")] = "aead,mac,none",
     connections: Annotated[
@@ -65,10 +73,10 @@ def link(
         raise ConfigError("link: need either HOST:PORT of a listening end, or --listen PORT here")
     if listen is not None:
         name, layout = _whose(model, shape, kv_k, kv_v)
-        _listen(listen, name, layout, tokens, as_json=as_json)
+        _listen(listen, name, layout, tokens, _transport(transport), as_json=as_json)
         return
-    if model is not None or shape is not None:
-        raise ConfigError("link: --model and --shape belong to the listening end")
+    if model is not None or shape is not None or transport != "tcp":
+        raise ConfigError("link: --model, --shape and --transport belong to the listening end")
     assert address is not None
     found = _measure(address, _modes(seals, connections), seconds, rounds)
     import msgspec
@@ -99,16 +107,44 @@ def _whose(model: str | None, shape: str | None, kv_k: str, kv_v: str) -> "tuple
     return parsed.name, model_layout(parsed, kv_k, kv_v)
 
 
-def _listen(where: str, name: str, layout: "KVLayout", tokens: int, *, as_json: bool) -> None:
+def _transport(name: str) -> "TransportName":
+    from typing import get_args
+
+    from hetero.messages import TransportName
+
+    for known in get_args(TransportName):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise ConfigError(f"transport: need one of {', '.join(get_args(TransportName))}, have {name!r}")
+
+
+def _listen(
+    where: str,
+    name: str,
+    layout: "KVLayout",
+    tokens: int,
+    transport: "TransportName",
+    *,
+    as_json: bool,
+) -> None:
     from hetero.profile.cache_skeleton import cache_context
     from hetero.profile.link_key import new_key
     from hetero.profile.link_listener import MAX_TRANSFERS, LinkListener
+    from hetero.transport.connection import split_address
     from hetero.transport.door import Door
 
     door = Door(_own_address(where))
+    receiver = None
+    if transport != "tcp":
+        from hetero.transport.nixl_sink import SlotReceiver
+
+        interface_of = split_address(door.address)[0]
+        receiver = SlotReceiver(transport, _NIXL_SLOTS, interface_of=interface_of)
     key = new_key()
     with cache_context(layout, num_sequences=MAX_TRANSFERS, num_tokens=tokens) as context:
-        listener = LinkListener(door, key, model=name, layout=layout, context=context)
+        listener = LinkListener(
+            door, key, model=name, layout=layout, context=context, receiver=receiver
+        )
         try:
             if as_json:
                 print_json({"address": door.address, "key": key})
@@ -123,6 +159,8 @@ def _listen(where: str, name: str, layout: "KVLayout", tokens: int, *, as_json: 
             print_progress("stopping")
         finally:
             listener.close()
+            if receiver is not None:
+                receiver.close()
 
 
 def _own_address(where: str) -> str:
@@ -201,8 +239,9 @@ def _print(found: "LinkProfile") -> None:
     from rich.text import Text
 
     plain = found.plain
+    whose = f"{found.model}, K {found.kv_k}, V {found.kv_v}"
     title = (
-        f"{found.source} to {found.sink}: {found.model}, K {found.kv_k}, V {found.kv_v}, "
+        f"{found.source} to {found.sink} by {found.transport}: {whose}, "
         f"{size_text(found.transfer_bytes)} a transfer"
     )
     table = Table(box=None, title=Text(title), title_justify="left")

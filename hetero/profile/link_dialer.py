@@ -36,6 +36,7 @@ from hetero.profile.link_protocol import (
 from hetero.profile.link_report import Goodput, LinkProfile, PlainStream, Range, range_of
 from hetero.profile.packed_prompt import packed_prompt
 from hetero.transport.connection import dial, dial_plain
+from hetero.transport.nixl_source import SendBuffers, row_sender
 from hetero.transport.tcp_source import TcpSource
 from hetero.transport.transfer import SourceTransfer
 
@@ -70,9 +71,12 @@ class LinkDialer:
     fails."""
 
     def __init__(self, address: str, key: str) -> None:
-        """Raises: ConfigError for a malformed key, PeerError if nobody with that key is there."""
+        """Raises: ConfigError for a malformed key, or where this machine lacks the listening end's
+        transport; PeerError if nobody with that key is there."""
         self._session = dial(session_ticket(key, address), 0, timeout_s=10.0)
         self.description = ask(self._session, Describe(), Description)
+        transport = self.description.transport
+        self._buffers = None if transport == "tcp" else SendBuffers(transport)
         self._prompt = packed_prompt(self.description.layout, self.description.num_tokens)
 
     def __enter__(self) -> Self:
@@ -80,6 +84,8 @@ class LinkDialer:
 
     def __exit__(self, *_: object) -> None:
         self._session.close()
+        if self._buffers is not None:
+            self._buffers.close()
 
     def measure(
         self, modes: list[Mode], *, seconds: float, num_rounds: int, say: Say
@@ -109,6 +115,7 @@ class LinkDialer:
             sink=about.host,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             model=about.model,
+            transport=about.transport,
             kv_k=about.layout.k_type,
             kv_v=about.layout.v_type,
             token_bytes=about.layout.token_bytes,
@@ -185,6 +192,7 @@ class LinkDialer:
             num_connections=mode.connections,
             on_credit=lambda num_bytes: None,
             on_end=ends.put,
+            carrier=row_sender(ticket, self._buffers),
         )
         for frame in self._prompt.frames:
             source.put(frame)

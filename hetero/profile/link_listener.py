@@ -13,6 +13,8 @@ import time
 from functools import partial
 from importlib.metadata import version
 
+import msgspec
+
 from hetero import __version__
 from hetero.errors import PeerError
 from hetero.kv.blob_memory import BlobMemory
@@ -40,6 +42,7 @@ from hetero.profile.link_protocol import (
     hear_request,
     say,
 )
+from hetero.transport.carrier import RowReceiver
 from hetero.transport.connection import answer
 from hetero.transport.door import Door
 from hetero.transport.handshake import Hello
@@ -60,9 +63,17 @@ class LinkListener:
     """Serves until closed, on threads of its own."""
 
     def __init__(
-        self, door: Door, key: str, *, model: str, layout: KVLayout, context: Context
+        self,
+        door: Door,
+        key: str,
+        *,
+        model: str,
+        layout: KVLayout,
+        context: Context,
+        receiver: RowReceiver | None = None,
     ) -> None:
-        self._sink = TcpSink(door)
+        """receiver: of rows through NIXL; None where the connections carry them."""
+        self._sink = TcpSink(door, receiver)
         self._context = context
         self._model = model
         # Of a model without weights; both ends compare it as nodes do.
@@ -129,6 +140,7 @@ class LinkListener:
             layout=self._fingerprint.layout,
             fingerprint=self._fingerprint,
             num_tokens=self._num_tokens,
+            transport="tcp" if self._sink.ring is None else self._sink.ring.transport,
             versions={"hetero": __version__, "llama-cpp-python": version("llama-cpp-python")},
         )
 
@@ -139,7 +151,7 @@ class LinkListener:
     def _expect(self, seal: SealName) -> Ticket:
         if len(self._transfers) >= MAX_TRANSFERS:
             raise PeerError(f"need at most {MAX_TRANSFERS} transfers under way, have more")
-        ticket = self._new_ticket(seal)
+        ticket = msgspec.structs.replace(self._new_ticket(seal), ring=self._sink.ring)
         config = self._context.config
         staging = StagingBlob(
             self._fingerprint.layout, self._num_tokens, config.num_streams, self._memory

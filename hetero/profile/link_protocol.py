@@ -7,7 +7,7 @@ import msgspec
 
 from hetero.errors import PeerError
 from hetero.kv.layout import KVLayout
-from hetero.messages import Fingerprint, Message, Name, SealName, Ticket
+from hetero.messages import Fingerprint, Message, Name, SealName, Ticket, TransportName
 from hetero.transport.connection import Connection
 
 _T = TypeVar("_T")
@@ -23,6 +23,7 @@ class Description(Message, frozen=True, kw_only=True):
     layout: KVLayout
     fingerprint: Fingerprint
     num_tokens: int  # of a transfer
+    transport: TransportName
     versions: dict[str, str]
 
 

@@ -4,7 +4,7 @@ from statistics import median
 
 import msgspec
 
-from hetero.messages import SealName
+from hetero.messages import SealName, TransportName
 
 
 class Range(msgspec.Struct, frozen=True):
@@ -47,6 +47,7 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True):
     sink: str
     date: str
     model: str
+    transport: TransportName
     kv_k: str
     kv_v: str
     token_bytes: int

@@ -10,19 +10,24 @@ from statistics import mean, median
 from hetero.experiment.figures import Figure, Say, Target, at_least
 from hetero.experiment.wire_bench.link import Link, shaped_link
 from hetero.experiment.wire_bench.settings import Settings
+from hetero.messages import TransportName
 from hetero.profile.link_report import Goodput, LinkProfile
 
 # The promise is for the default seal, on the links that homelabs have.
-_TARGETS: dict[tuple[str, str], Target] = {
-    ("aead", "1gbit"): at_least(0.95),
-    ("aead", "10gbit"): at_least(0.95),
+_TARGETS: dict[tuple[str, str, str], Target] = {
+    ("tcp", "aead", "1gbit"): at_least(0.95),
+    ("tcp", "aead", "10gbit"): at_least(0.95),
 }
 
 
 def measure(settings: Settings, rate: str, say: Say) -> list[Figure]:
     with shaped_link(settings, rate) as link:
         rounds = [_round(link, say) for _ in range(settings.num_rounds)]
-    figures = [_figure(settings, rate, seal, rounds) for seal in settings.seals]
+    figures = [
+        _figure(settings, rate, transport, seal, rounds)
+        for transport in settings.transports
+        for seal in settings.seals
+    ]
     if settings.with_mooncake:
         figures.append(_mooncake_figure(settings, rate, rounds))
     return figures
@@ -33,17 +38,23 @@ class _Round:
     """Bytes per second, all within a minute."""
 
     iperf3: float
-    hetero: LinkProfile
+    hetero: dict[TransportName, LinkProfile]
     mooncake: float | None
 
 
 def _round(link: Link, say: Say) -> _Round:
     """iperf3 before and after, and what is compared with it between."""
+    settings = link.settings
     before = link.iperf3()
-    ours = link.hetero()
-    mooncake = link.mooncake(ours.transfer_bytes) if link.settings.with_mooncake else None
+    ours = {transport: link.hetero(transport) for transport in settings.transports}
+    size = next(iter(ours.values())).transfer_bytes
+    mooncake = link.mooncake(size) if settings.with_mooncake else None
     beside = mean([before, link.iperf3()])
-    shares: dict[str, float] = {row.seal: row.bytes_per_s.median / beside for row in ours.goodput}
+    shares = {
+        f"{transport} {row.seal}": row.bytes_per_s.median / beside
+        for transport, profile in ours.items()
+        for row in profile.goodput
+    }
     if mooncake is not None:
         shares["mooncake"] = mooncake / beside
     told = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
@@ -73,18 +84,20 @@ def _mooncake_version() -> str:
     return version("mooncake-transfer-engine-non-cuda")
 
 
-def _figure(settings: Settings, rate: str, seal: str, rounds: list[_Round]) -> Figure:
-    profiles = [one.hetero for one in rounds]
+def _figure(
+    settings: Settings, rate: str, transport: TransportName, seal: str, rounds: list[_Round]
+) -> Figure:
+    profiles = [one.hetero[transport] for one in rounds]
     rows = [_row(profile, seal) for profile in profiles]
     iperf3 = [one.iperf3 for one in rounds]
     ratios = [row.bytes_per_s.median / beside for row, beside in zip(rows, iperf3, strict=True)]
     plain = [profile.plain for profile in profiles]
     return Figure(
-        name=f"goodput_{seal}_{rate}",
-        says=f"KV bytes per second, seal {seal}, over iperf3's, one connection",
+        name=f"{transport}_{seal}_{rate}",
+        says=f"KV bytes per second by {transport}, seal {seal}, over iperf3's, one connection",
         value=median(ratios),
         unit="ratio",
-        target=_TARGETS.get((seal, rate)),
+        target=_TARGETS.get((transport, seal, rate)),
         arms={
             "round_ratio": ratios,
             "kv_gbit_per_s": [8e-9 * row.bytes_per_s.median for row in rows],
@@ -100,6 +113,7 @@ def _figure(settings: Settings, rate: str, seal: str, rounds: list[_Round]) -> F
         parameters={
             "rate": rate,
             "mtu": settings.mtu,
+            "transport": transport,
             "seal": seal,
             "shape": settings.shape,
             "kv_type": settings.kv_type,

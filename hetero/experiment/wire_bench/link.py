@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,20 +16,21 @@ from hetero.errors import ConfigError, EngineError
 from hetero.experiment.wire_bench.settings import Settings
 from hetero.launch.lab.lab import Lab
 from hetero.launch.lab.lab_file import parse_topology
+from hetero.messages import TransportName
 from hetero.profile.link_report import LinkProfile
 
 _SOURCE, _SINK = "source", "sink"
-_PORT = 7000
+_FIRST_PORT = 7000
 _SLACK_S = 60.0  # beyond what a program is told to take
 
 
 @dataclass
 class Link:
-    """A cable of one rate, with a listening end of `hetero profile link` and of iperf3."""
+    """A cable of one rate, with listening ends of `hetero profile link` and of iperf3."""
 
     lab: Lab
     settings: Settings
-    key: str
+    listeners: dict[TransportName, dict[str, str]]  # where, and the key
 
     def iperf3(self) -> float:
         """Bytes per second of payload that one TCP connection brings."""
@@ -40,16 +41,19 @@ class Link:
         except (ValueError, KeyError):
             raise EngineError(f"iperf3: need its report, have {report[-300:]!r}") from None
 
-    def hetero(self) -> LinkProfile:
+    def hetero(self, transport: TransportName) -> LinkProfile:
         """Every seal, for the settings' time each."""
         settings = self.settings
+        listener = self.listeners[transport]
         report = self._run(
             [
                 *_HETERO,
-                *("profile", "link", f"{self._address}:{_PORT}", "--json", "--rounds", "1"),
+                *("profile", "link", listener["address"].removeprefix("tcp://")),
+                *("--json", "--rounds", "1"),
                 *("--seconds", str(settings.seconds), "--seals", ",".join(settings.seals)),
             ],
             num_parts=len(settings.seals) + 1,
+            HETERO_LINK_KEY=listener["key"],
         )
         return msgspec.json.decode(report.splitlines()[-1], type=LinkProfile)
 
@@ -69,7 +73,7 @@ class Link:
     def _address(self) -> str:
         return self.lab.address(_SINK)
 
-    def _run(self, argv: Sequence[str], num_parts: int = 1) -> str:
+    def _run(self, argv: Sequence[str], num_parts: int = 1, **environment: str) -> str:
         limit_s = num_parts * self.settings.seconds + _SLACK_S
         try:
             done = self.lab.run(
@@ -77,7 +81,7 @@ class Link:
                 argv,
                 capture_output=True,
                 text=True,
-                env=_environment(HETERO_LINK_KEY=self.key),
+                env=_environment(**environment),
                 timeout=limit_s,
             )
         except subprocess.TimeoutExpired:
@@ -104,20 +108,23 @@ def shaped_link(settings: Settings, rate: str) -> Iterator[Link]:
         f"hosts: {{{_SOURCE}: , {_SINK}: }}\n"
         f"links:\n  - {{between: [{_SOURCE}, {_SINK}], rate: {rate}, mtu: {settings.mtu}}}\n"
     )
-    with Lab(topology) as lab:
-        address = f"{lab.address(_SINK)}:{_PORT}"
-        listener = [*_HETERO, "profile", "link", "--listen", address, "--shape", settings.shape]
-        options = ["--kv-k", settings.kv_type, "--kv-v", settings.kv_type]
-        with (
-            _running(lab, ["iperf3", "-s"], stdout=subprocess.DEVNULL, **_QUIET),
-            _running(
-                lab,
-                [*listener, *options, "--tokens", str(settings.tokens), "--json"],
-                stdout=subprocess.PIPE,
-                **_QUIET,
-            ) as process,
-        ):
-            yield Link(lab, settings, json.loads(_first_line(process))["key"])
+    with Lab(topology) as lab, ExitStack() as stack:
+        server = _running(lab, ["iperf3", "-s"], stdout=subprocess.DEVNULL, **_QUIET)
+        stack.enter_context(server)
+        listeners = {}
+        for port, transport in enumerate(settings.transports, _FIRST_PORT):
+            argv = _listening(settings, f"{lab.address(_SINK)}:{port}", transport)
+            process = _running(lab, argv, stdout=subprocess.PIPE, **_QUIET)
+            listeners[transport] = json.loads(_first_line(stack.enter_context(process)))
+        yield Link(lab, settings, listeners)
+
+
+def _listening(settings: Settings, address: str, transport: TransportName) -> list[str]:
+    return [
+        *(*_HETERO, "profile", "link", "--listen", address, "--json"),
+        *("--shape", settings.shape, "--tokens", str(settings.tokens)),
+        *("--kv-k", settings.kv_type, "--kv-v", settings.kv_type, "--transport", transport),
+    ]
 
 
 def _first_line(process: "subprocess.Popen[Any]") -> bytes:

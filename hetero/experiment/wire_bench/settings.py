@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from hetero.messages import SealName
+from hetero.messages import SealName, TransportName
+
+# What runs without RDMA hardware. Shared memory does not cross the link at all.
+_NIXL: tuple[TransportName, ...] = ("nixl-tcp", "nixl-shm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +16,7 @@ class Settings:
     rates: tuple[str, ...]
     mtu: int
     seals: tuple[SealName, ...]
+    transports: tuple[TransportName, ...]
     shape: str
     kv_type: str
     tokens: int
@@ -26,6 +30,7 @@ def full_settings() -> Settings:
         rates=("1gbit", "10gbit", "25gbit"),
         mtu=1500,
         seals=("aead", "mac", "none"),
+        transports=("tcp", *_NIXL) if find_spec("nixl_cu12") else ("tcp",),
         shape="llama-3.1-8b",
         kv_type="q8_0",
         tokens=2048,
@@ -40,6 +45,7 @@ def quick_settings() -> Settings:
         rates=("400mbit",),
         mtu=1500,
         seals=("aead",),
+        transports=("tcp",),
         shape="qwen3-0.6b",
         kv_type="q8_0",
         tokens=256,
