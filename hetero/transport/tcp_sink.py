@@ -123,6 +123,7 @@ class TcpSink:
                 self.events.put(Arrived(ticket_id))
 
     def _break(self, inbound: _Inbound, error: PeerError) -> None:
+        """Unless it is over already."""
         ticket_id = inbound.transfer.ticket.ticket_id
         with self._lock:
             if self._inbound.pop(ticket_id, None) is not None:
@@ -143,8 +144,6 @@ class TcpSink:
                     connection.send(encode(reply))
                 if transfer.state is State.DONE:
                     self._arrive(inbound)
-            if transfer.state is not State.DONE:
-                raise PeerError("the prefill node hung up before its last row")
         except PeerError as error:
             self._break(inbound, error)
         except OSError as error:
@@ -153,6 +152,10 @@ class TcpSink:
             with self._lock:
                 del inbound.connections[stream]
                 connection.close()
+                is_last = not inbound.connections
+        # Any but the last may end while Done is still on its way on another.
+        if is_last:
+            self._break(inbound, PeerError("the prefill node hung up before it was done"))
 
     def _welcome_all(self) -> None:
         strangers: dict[socket.socket, _Stranger] = {}  # the oldest first
@@ -231,13 +234,12 @@ class TcpSink:
 
     def _begin(self, inbound: _Inbound, hello: Hello, sock: socket.socket) -> None:
         """Raises: OSError if the source is gone."""
-        connection = answer(sock, hello, inbound.transfer.ticket)
-        with self._lock:
+        with self._lock:  # no other connection ends before this one counts
             others = inbound.connections
             if inbound.refusal or hello.stream in others or len(others) >= MAX_CONNECTIONS:
-                connection.close()  # too late, or a hello that somebody recorded
+                sock.close()  # too late, or a hello that somebody recorded
                 return
-            others[hello.stream] = connection
+            connection = others[hello.stream] = answer(sock, hello, inbound.transfer.ticket)
         name = f"sink stream {hello.stream}"
         arguments = (inbound, connection, hello.stream)
         threading.Thread(target=self._serve, args=arguments, name=name, daemon=True).start()
