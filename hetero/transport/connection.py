@@ -151,10 +151,9 @@ def dial(
 
     Raises: PeerError if nobody is there, or it isn't who gave the ticket.
     """
-    host, port = split_address(ticket.address)
     hello = make_hello(ticket.ticket_id, ticket.key, stream)
     try:
-        sock = socket.create_connection((host, port), timeout_s)
+        sock = socket.create_connection(split_address(ticket.address), timeout_s)
         try:
             on_socket(sock)
             tune(sock)
@@ -165,8 +164,8 @@ def dial(
         except BaseException:
             sock.close()
             raise
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+    except (OSError, ValueError, OverflowError) as error:  # the last two: it isn't an address
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise PeerError(f"decode node at {ticket.address}: can't connect: {reason}") from None
     keys = session_keys(hello, bytes(welcome), ticket.key)
     connection = Connection(sock, ticket.seal, keys, is_source=True)
