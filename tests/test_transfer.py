@@ -274,6 +274,7 @@ def test_messages_survive_encoding(message):
         (b"\x01\x80", "wire version: need 2, have 1"),
         (b"\x02", "malformed message"),
         (b"\x02\x80", "malformed message"),
+        (b"\x02\x81\xa1\xff\xc0", "malformed message"),  # a name that isn't UTF-8
         (encode(MESSAGES_TO_SOURCE[0])[:-1], "malformed message"),
         (encode(MESSAGES_TO_SINK[0]), "malformed message"),  # to the wrong side
         (encode(Credit(ticket_id="x" * 201, frame=1)), "malformed message"),
