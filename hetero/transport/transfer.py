@@ -156,7 +156,7 @@ class SinkTransfer:
         return Ready(ticket_id=self.ticket.ticket_id, credit_bytes=self._credit_bytes)
 
     def _frame(self, message: Rows, payload: memoryview | None) -> RowFrame:
-        if payload is None:
+        if not payload:
             raise PeerError(f"transfer {self.ticket.ticket_id}: need rows after their header")
         raw = np.frombuffer(payload, np.uint8)
         layers = message.end_layer - message.first_layer
