@@ -48,20 +48,23 @@ def run_apart(name: str, num_inputs: int) -> int:
         sys.exit(f"{name}: {said[-4000:]}")
     counted = re.search(r"number_of_executed_units: (\d+)", said)
     growth = re.search(r"memory grew by (-?\d+) MB", said)
-    assert counted and growth, said[-2000:]
+    assert counted, said[-2000:]
+    assert growth, said[-2000:]
     print(f"{name:<10} {counted[1]:>8} inputs, memory grew by {growth[1]} MB", flush=True)
     return int(counted[1])
 
 
 def run_target(name: str, options: list[str]) -> None:
     target = TARGETS[name]
-    num_runs = next((int(o[6:]) for o in options if o.startswith("-runs=")), 1)
+    num_runs = next((int(o[6:]) for o in options if o.startswith("-runs=")), 0)
     num_seen, early_mb = 0, 0
 
     def watched(raw: bytes) -> None:
         nonlocal num_seen, early_mb
         target(raw)
         num_seen += 1
+        if not num_runs:
+            return
         if num_seen == num_runs // 4:
             early_mb = resident_mb()
         elif num_seen == num_runs:
