@@ -13,6 +13,8 @@ import threading
 import time
 import weakref
 
+import blake3
+import msgspec
 import numpy as np
 import pytest
 from wire_proxy import (
@@ -36,8 +38,9 @@ from hetero.kv.layout import kv_layout
 from hetero.kv.rows import RowFrame
 from hetero.kv.staging import StagingBlob, read_state
 from hetero.messages import WIRE_VERSION, Fingerprint, ModelFingerprint, Ticket, Token
-from hetero.transport import tcp_source
+from hetero.transport import connection, tcp_source
 from hetero.transport.connection import MAX_ROWS_BYTES, split_address
+from hetero.transport.handshake import make_hello
 from hetero.transport.tcp_sink import Arrived, Broke, TcpSink
 from hetero.transport.tcp_source import TcpSource
 from hetero.transport.transfer import SinkTransfer, SourceTransfer
@@ -81,7 +84,18 @@ def make_frames(layout=LAYOUT, num_tokens=NUM_TOKENS, chunk=16, seed=0):
 class Move:
     """One transfer through the proxy, and what each side says of it in the end."""
 
-    def __init__(self, path, frames, layout, seal, *, lease_s, credit_bytes, num_connections):
+    def __init__(
+        self,
+        path,
+        frames,
+        layout,
+        seal,
+        *,
+        lease_s,
+        credit_bytes,
+        num_connections,
+        source_fingerprint,
+    ):
         path.num_tickets += 1
         self.path = path
         self.frames = frames
@@ -103,7 +117,7 @@ class Move:
         self.credits = []
         self._ends = queue.SimpleQueue()
         self.source = TcpSource(
-            SourceTransfer(self.ticket, fingerprint),
+            SourceTransfer(self.ticket, source_fingerprint or fingerprint),
             num_connections=num_connections,
             on_credit=self.credits.append,
             on_end=self._ends.put,
@@ -184,6 +198,7 @@ class Path:
         lease_s=LEASE_S,
         credit_bytes=20_000,
         num_connections=1,
+        source_fingerprint=None,
     ):
         move = Move(
             self,
@@ -193,6 +208,7 @@ class Path:
             lease_s=lease_s,
             credit_bytes=credit_bytes,
             num_connections=num_connections,
+            source_fingerprint=source_fingerprint,
         )
         self.sources.append(weakref.ref(move.source))
         return move
@@ -380,6 +396,47 @@ def test_a_spoiled_greeting_opens_nothing(path, to_sink, change):
     again = path.move(lease_s=WAIT_S)
     again.end()
     assert again.has_arrived
+
+
+@pytest.mark.parametrize(
+    ("difference", "change"),
+    [
+        ("tensors: w here, X there", lambda f: renewed(f, "model", tensors="X")),
+        ("tokenizer: t here, X there", lambda f: renewed(f, "model", tokenizer="X")),
+        ("k_type: q8_0 here, f16 there", lambda f: renewed(f, "layout", k_type="f16")),
+        ("k_rotation: 64 here, 0 there", lambda f: renewed(f, "layout", k_rotation=0)),
+        ("num_layers: 3 here, 4 there", lambda f: renewed(f, "layout", num_layers=4)),
+    ],
+    ids=["model", "tokenizer", "KV type", "rotation", "layers"],
+)
+def test_kv_of_another_kind_is_refused_before_a_row_of_it_is_placed(path, difference, change):
+    other = change(Fingerprint(model=MODEL, layout=LAYOUT))
+    move = path.move(lease_s=WAIT_S, source_fingerprint=other)
+    move.end()
+    assert difference in str(move.sink_word.error)
+    assert difference in str(move.source_word)
+    assert move.sink_transfer.received_bytes == 0
+    move.check_released()
+
+
+def renewed(fingerprint, part, **fields):
+    changed = msgspec.structs.replace(getattr(fingerprint, part), **fields)
+    return msgspec.structs.replace(fingerprint, **{part: changed})
+
+
+def test_an_honest_peer_of_another_wire_version_is_refused_with_a_reason(path, monkeypatch):
+    def make_newer(ticket_id, key, stream):
+        hello = of_version(WIRE_VERSION + 1)(make_hello(ticket_id, key, stream))[0]
+        return hello[:-32] + blake3.blake3(hello[:-32], key=key).digest()
+
+    monkeypatch.setattr(connection, "make_hello", make_newer)
+    move = path.move()
+    move.end()
+    assert f"wire version: need {WIRE_VERSION}, have {WIRE_VERSION + 1}" in str(
+        move.sink_word.error
+    )
+    assert isinstance(move.source_word, PeerError)
+    move.check_released()
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.0])

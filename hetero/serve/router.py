@@ -69,6 +69,7 @@ class _Node:
     last_seen: float
     is_lost: bool = False
     flights: set[str] = field(default_factory=set)  # requests it works for
+    abandoned: set[str] = field(default_factory=set)  # those it worked for when it was lost
 
 
 class Router:
@@ -291,6 +292,9 @@ class Router:
             flights=known.flights if known is not None and is_the_same else set(),
         )
         self._say(name, Welcome())
+        if known is not None and is_the_same:  # it was silent, and works on
+            for request_id in known.abandoned:
+                self._say(name, Cancel(request_id=request_id))
         logger.info("node %s (%s) is here", name, info.role)
 
     def _objection(self, info: NodeInfo, known: _Node | None) -> str:
@@ -311,7 +315,8 @@ class Router:
         return ""
 
     def _lose(self, node: _Node, why: str) -> None:
-        """Fail what the node was working on; its leases there will run out by themselves."""
+        """Fail what the node was working on. It hears of it when it comes back, or finds out when
+        its leases run out."""
         logger.error("node %s %s", node.info.name, why)
         node.is_lost = True
         for request_id in list(node.flights):
@@ -319,6 +324,7 @@ class Router:
             flight.busy_nodes.discard(node.info.name)
             lost = NodeLostError(f"node {node.info.name} {why}; send the request again")
             inbox.put_nowait(failed(request_id, lost))
+        node.abandoned = set(node.flights)
         node.flights.clear()
 
     async def _renew(self) -> None:
