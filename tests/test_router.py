@@ -253,6 +253,7 @@ def test_a_silent_node_is_lost_and_its_requests_fail(vocab, monkeypatch):
         await decode.say(Heartbeat(load=NodeLoad()))
         await decode.hear(WhoAreYou)
         await decode.hello()
+        await decode.hear(Cancel)  # of what it still works on
         await made.until(lambda: made.health() == {"d": "ready"})
 
     run(scenario, vocab)
