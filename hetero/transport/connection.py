@@ -164,6 +164,8 @@ def dial(
         except BaseException:
             sock.close()
             raise
+    except PeerError as error:
+        raise PeerError(f"decode node at {ticket.address}: {error}") from None
     except (OSError, ValueError, OverflowError) as error:  # the last two: it isn't an address
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise PeerError(f"decode node at {ticket.address}: can't connect: {reason}") from None

@@ -21,8 +21,9 @@ from hetero.transport.window import MAX_CONNECTIONS
 
 logger = logging.getLogger(__name__)
 
-# A hello fits a packet, and its sender has it ready.
-_HELLO_S = 2.0
+# A hello fits a packet, and its sender has it ready. If the link is down for two seconds just then,
+# TCP sends it again after three.
+_HELLO_S = 5.0
 
 # Connections that have not said hello yet. One more, and the oldest has to go.
 _MAX_STRANGERS = 128
@@ -213,6 +214,7 @@ class TcpSink:
 
     def _admit(self, stranger: _Stranger) -> None:
         """Serve it, if it has said hello under a ticket; else close it without a word."""
+        self._hear_out(stranger)  # time may have run out because it was this process that stood
         try:
             hello = read_hello(stranger.said)
         except PeerError:
