@@ -9,7 +9,7 @@ from wire_proxy import Unit, WireProxy
 from hetero.launch.local import LocalCluster
 from hetero.launch.supervisor import RestartPolicy
 from hetero.messages import Alive, encode
-from hetero.serve.config import DecodeConfig
+from hetero.serve.config import DecodeConfig, PrefillConfig
 from hetero.transport.seals import TAG_BYTES
 
 
@@ -17,9 +17,10 @@ class ProxiedCluster(LocalCluster):
     """Its prefill nodes dial the proxy, which dials the decode node. Nodes come back at once,
     however often they die."""
 
-    def __init__(self, plan, proxy: WireProxy) -> None:
+    def __init__(self, plan, proxy: WireProxy, **prefill_changes: str) -> None:
         super().__init__(plan, lambda line: None)
         self._proxy = proxy
+        self._prefill_changes = prefill_changes
 
     def _launch(self, name, config, **options):
         if isinstance(config, DecodeConfig):
@@ -27,6 +28,8 @@ class ProxiedCluster(LocalCluster):
             config = msgspec.structs.replace(
                 config, listen=self._proxy.sink, advertise=self._proxy.address
             )
+        if isinstance(config, PrefillConfig):
+            config = msgspec.structs.replace(config, **self._prefill_changes)
         super()._launch(name, config, **options)
         self._supervisors[name]._policy = RestartPolicy(
             first_wait_s=0.1, longest_wait_s=0.1, max_crashes=10**6

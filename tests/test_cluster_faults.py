@@ -1,6 +1,7 @@
 """Nodes that die or freeze, links that break, clients that leave: in every state of a transfer the
 client gets the right tokens or an error in time, and the nodes hold nothing afterwards."""
 
+import dataclasses
 import os
 import signal
 import threading
@@ -126,24 +127,31 @@ def until(condition, seconds):
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+PLAN = LocalPlan(
+    name="cluster-fault-test",
+    model=DEMO_MODEL_PATH,
+    context_tokens=4096,
+    slots=2,
+    chunk_tokens=128,
+    threads=1,
+    prefill="llama",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def directories(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        plan = LocalPlan(
-            name="cluster-fault-test",
-            model=DEMO_MODEL_PATH,
-            context_tokens=4096,
-            slots=2,
-            chunk_tokens=128,
-            threads=1,
-            prefill="llama",
-        )
-        proxy = WireProxy()
-        with ProxiedCluster(plan, proxy) as running:
-            yield Cluster(running.url, proxy)
-        proxy.close()
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster(directories):
+    proxy = WireProxy()
+    with ProxiedCluster(PLAN, proxy) as running:
+        yield Cluster(running.url, proxy)
+    proxy.close()
 
 
 def other(name):
@@ -324,3 +332,29 @@ def test_a_prompt_that_never_fits_is_refused(cluster):
     answer = cluster.ask(max_tokens=4000)
     assert "context" in answer["error"]["message"]
     cluster.check_works()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        # Of another type, and so not rotated either.
+        ({"kv_v": "f16"}, "v_type: q8_0 here, f16 there; v_rotation: 64 here, 0 there"),
+        ({"kv_k": "q4_0"}, "k_type: q8_0 here, q4_0 there"),
+        ({"seal": "mac"}, None),  # agrees to the stronger one as well
+    ],
+    ids=["type and rotation", "type", "seal"],
+)
+def test_a_prefill_node_with_another_cache_is_not_used(changes, reason):
+    plan = dataclasses.replace(PLAN, name="mismatch-test")
+    proxy = WireProxy()
+    with ProxiedCluster(plan, proxy, **changes) as running:
+        url = f"{running.url}/v1/completions"
+        split = httpx.post(url, json=BODY, timeout=CLIENT_WAIT_S).json()
+        if reason is None:
+            assert len(split["choices"][0]["tokens"]) == BODY["max_tokens"]
+        else:
+            assert reason in split["error"]["message"]
+            assert proxy.num_connections == 0
+            local = httpx.post(url, json=BODY | {"route": "auto"}, timeout=CLIENT_WAIT_S).json()
+            assert local["route"]["kind"] == "local"
+    proxy.close()
