@@ -33,6 +33,7 @@ from hetero.messages import (
     Ticket,
     Token,
     Unwelcome,
+    Welcome,
     WhoAreYou,
     decode_to_node,
     encode,
@@ -170,6 +171,34 @@ def test_a_split_request_goes_through_both_nodes(vocab):
         assert updates[-1].kv_bytes == 9
         assert updates[-1].route.prefill_node == "p"
         assert 'hetero_requests_total{outcome="ok",route="split"} 1.0' in made.router.metrics()
+
+    run(scenario, vocab)
+
+
+@pytest.mark.parametrize("end", ["it fails", "it was restarted"])
+def test_a_prefill_node_whose_kv_has_joined_may_go(vocab, end):
+    async def scenario(made):
+        prefill, decode = await made.add("p", "prefill"), await made.add("d", "decode")
+        updates = made.generate()
+        asking = asyncio.create_task(first_token(updates))
+        await decode.hear(Reserve)
+        await decode.say(Reserved(request_id="r", ticket=TICKET))
+        await prefill.hear(Prefill)
+        await decode.say(Joined(request_id="r", prefill_s=0, restore_s=0.25))
+        await decode.say(Generated(tokens=(token(5, 0),)))
+        await asking
+        if end == "it fails":
+            await prefill.say(Failed(request_id="r", kind="PeerError", message="the last credit"))
+        else:
+            prefill.info = msgspec.structs.replace(prefill.info, instance="another")
+            await prefill.hello()
+            await prefill.hear(Welcome)  # to the first hello
+            await prefill.hear(Welcome)
+        await decode.say(Generated(tokens=(token(6, 1),)))
+        await decode.say(Finished(request_id="r", choice=0, reason="stop"))
+        rest = [u async for u in updates if isinstance(u, Token | Finished)]
+        assert [type(u) for u in rest] == [Token, Finished]
+        await updates.aclose()
 
     run(scenario, vocab)
 

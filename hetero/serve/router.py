@@ -21,6 +21,7 @@ from hetero import __version__
 from hetero.errors import HeteroError, NodeLostError, PeerError
 from hetero.messages import (
     Cancel,
+    Failed,
     FirstTokens,
     Generated,
     Heartbeat,
@@ -267,7 +268,9 @@ class Router:
             raise PeerError(
                 f"request {request_id}: need word from its own nodes, have it from {name}"
             )
-        if name in flight.busy_nodes:
+        if isinstance(message, Failed) and not flight.needs(name):
+            flight.busy_nodes.discard(name)
+        elif name in flight.busy_nodes:
             inbox.put_nowait(message)
 
     def _welcome(self, name: str, message: Hello) -> None:
@@ -321,7 +324,10 @@ class Router:
         node.is_lost = True
         for request_id in list(node.flights):
             flight, inbox = self._flights[request_id]
+            is_needed = flight.needs(node.info.name)
             flight.busy_nodes.discard(node.info.name)
+            if not is_needed:
+                continue
             lost = NodeLostError(f"node {node.info.name} {why}; send the request again")
             inbox.put_nowait(failed(request_id, lost))
         node.abandoned = set(node.flights)
