@@ -192,7 +192,6 @@ def test_a_prefill_node_whose_kv_has_joined_may_go(vocab, end):
         else:
             prefill.info = msgspec.structs.replace(prefill.info, instance="another")
             await prefill.hello()
-            await prefill.hear(Welcome)  # to the first hello
             await prefill.hear(Welcome)
         await decode.say(Generated(tokens=(token(6, 1),)))
         await decode.say(Finished(request_id="r", choice=0, reason="stop"))
