@@ -128,10 +128,13 @@ class Move:
             self.source.put(frame)
         self.source.finish(FIRST)
 
-    def hear(self, seconds):
-        """Until both have spoken, or time is up."""
+    def hear(self, seconds, after_the_source=WAIT_S):
+        """Until both have spoken, or time is up; the sink's is when the source has failed."""
         deadline = time.monotonic() + seconds
         while not (self.sink_word and self.source_word) and time.monotonic() < deadline:
+            if isinstance(self.source_word, PeerError):
+                deadline = min(deadline, time.monotonic() + after_the_source)
+                after_the_source = WAIT_S
             select.select([self.path.sink.events], [], [], 0.01)
             for event in self.path.sink.events.take_all():
                 if isinstance(event, Broke):  # an error holds what it was raised over
@@ -144,7 +147,7 @@ class Move:
 
     def end(self):
         """Both sides end within the lease. If only one knows, the router tells the other."""
-        self.hear(self.ticket.lease_s + GRACE_S)
+        self.hear(self.ticket.lease_s + GRACE_S, after_the_source=0.2)
         if isinstance(self.source_word, PeerError) and self.sink_word is None:
             self.path.sink.forget(self.ticket.ticket_id, "cancelled by the router")
             self.sink_word = Broke(self.ticket.ticket_id, PeerError("cancelled by the router"))
@@ -455,8 +458,7 @@ def test_a_link_that_comes_back_in_time_loses_nothing(path, seconds):
     move.check_released()
 
 
-@pytest.mark.parametrize("number", [1, 11, NUM_ROWS + 2])
-@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize(("number", "share"), [(1, 0.0), (11, 0.5), (NUM_ROWS + 2, 0.5)])
 def test_a_link_that_stays_down_ends_both_sides_within_the_lease(path, number, share):
     """Each by itself: nobody can tell them. The last that came is a part of a frame, or none."""
 
