@@ -2,6 +2,7 @@
 #   make demo        a prompt through two processes, checked against llama.cpp alone
 #   make test        format, lint, types, and the tests that take minutes
 #   make test-slow   the tests that wait for faults and install into fresh environments
+#   make fuzz        RUNS generated inputs to whatever reads a stranger's bytes
 #   PYTHON=python3.12 make ...   chooses the interpreter; CMAKE_ARGS reaches llama.cpp's build
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
@@ -12,7 +13,7 @@ INSTALLED := .venv/.installed
 # Engines spin at barriers: in tests, where processes share few cores, they must not.
 TEST_ENVIRONMENT := OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow fuzz check clean
 
 demo: $(INSTALLED)
 	$(BIN)/hetero demo
@@ -22,6 +23,11 @@ test: check
 
 test-slow: $(INSTALLED)
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -m slow
+
+RUNS := 1000000
+fuzz: $(INSTALLED)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python fuzz/run.py $(RUNS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check

@@ -381,5 +381,6 @@ def _decoded(decoder: msgspec.msgpack.Decoder[_T], raw: bytes | memoryview) -> _
         raise PeerError(f"wire version: need {WIRE_VERSION}, have {have}; install the same hetero")
     try:
         return decoder.decode(raw[1:])
-    except msgspec.DecodeError as error:  # ValidationError is one of them
+    # ValidationError is one of the first; the second is for a string that isn't UTF-8.
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PeerError(f"malformed message of {len(raw)} bytes: {error}") from None

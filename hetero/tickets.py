@@ -38,7 +38,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     ticket_id: Name  # begins with the router's id
     address: str  # where the source dials
     num_tokens: Count  # the prompt's length
-    lease_s: float  # renewed by every frame and by the router
+    # Renewed by every frame and by the router; no longer than a day.
+    lease_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)]
     key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     seal: SealName
     have_tokens: int = 0  # tokens the sink already holds, for suffix-only transfer later

@@ -404,7 +404,8 @@ def continues(node, alone, request_id):
 
 def test_malformed_control_messages_are_dropped(node):
     node.until(Hello)
-    node.router.send_multipart([node.peer, b"\x01nonsense"])
+    for nonsense in (b"\x01nonsense", b"\x02nonsense", b"\x02\x81\xa1\xff\xc0"):
+        node.router.send_multipart([node.peer, nonsense])
     node.reserve()
 
 

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 
+import msgspec
 import numpy as np
 import pytest
 import zmq
@@ -30,6 +31,7 @@ from hetero.messages import (
     Prefill,
     Ready,
     Refused,
+    Reserved,
     Rows,
     Sampling,
     Sent,
@@ -266,6 +268,37 @@ def test_cancel_stops_the_reading_and_tells_the_sink(node, stage):
     _, abort = node.hear(Abort)
     assert (abort.ticket_id, abort.reason) == ("r.1", "cancelled by the router")
     node.until(Heartbeat, lambda beat: not (beat.load.active or beat.load.queued))
+
+
+def test_cancel_frees_what_was_read_and_is_still_being_sent(node):
+    node.prefill(node.ticket(), prompt=PROMPT[:50])  # one step, handed over as a whole
+    peer, message = node.hear(Open)
+    node.sink.send(peer, Ready(ticket_id=message.ticket_id, credit_bytes=1))
+    node.until(FirstTokens)
+    node.until(Heartbeat, lambda beat: beat.load.kv_bytes_held and not beat.load.active)
+    node.tell(Cancel(request_id="r"))
+    _, abort = node.hear(Abort)
+    assert abort.reason == "cancelled by the router"
+    node.until(Heartbeat, lambda beat: not beat.load.kv_bytes_held)
+    assert not any(isinstance(message, Failed | Sent) for message in node.said)
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://x", "tcp://127.0.0.1:99999", "tcp://" + "x" * 99 + ":1", "tcp://\0:1", ""]
+)
+def test_a_ticket_with_an_address_that_is_none_fails_its_request(node, address):
+    ticket = node.ticket()
+    node.prefill(msgspec.structs.replace(ticket, address=address))
+    assert "can't connect" in node.until(Failed).message
+
+
+@pytest.mark.parametrize("lease_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_lease_that_is_none_is_no_message(lease_s):
+    ticket = Ticket(
+        ticket_id="r.1", address="tcp://x:1", num_tokens=1, lease_s=lease_s, key=KEY, seal="aead"
+    )
+    with pytest.raises(PeerError, match="lease_s"):
+        decode_to_router(encode(Reserved(request_id="r", ticket=ticket)))
 
 
 def test_what_cannot_be_read_fails_alone(node, alone):

@@ -33,6 +33,7 @@ from hetero.messages import (
     Ticket,
     Token,
     Unwelcome,
+    Welcome,
     WhoAreYou,
     decode_to_node,
     encode,
@@ -178,6 +179,33 @@ def test_a_split_request_goes_through_both_nodes(vocab):
     run(scenario, vocab)
 
 
+@pytest.mark.parametrize("end", ["it fails", "it was restarted"])
+def test_a_prefill_node_whose_kv_has_joined_may_go(vocab, end):
+    async def scenario(made):
+        prefill, decode = await made.add("p", "prefill"), await made.add("d", "decode")
+        updates = made.generate()
+        asking = asyncio.create_task(first_token(updates))
+        await decode.hear(Reserve)
+        await decode.say(Reserved(request_id="r", ticket=TICKET))
+        await prefill.hear(Prefill)
+        await decode.say(Joined(request_id="r", prefill_s=0, restore_s=0.25))
+        await decode.say(Generated(tokens=(token(5, 0),)))
+        await asking
+        if end == "it fails":
+            await prefill.say(Failed(request_id="r", kind="PeerError", message="the last credit"))
+        else:
+            prefill.info = msgspec.structs.replace(prefill.info, instance="another")
+            await prefill.hello()
+            await prefill.hear(Welcome)
+        await decode.say(Generated(tokens=(token(6, 1),)))
+        await decode.say(Finished(request_id="r", choice=0, reason="stop"))
+        rest = [u async for u in updates if isinstance(u, Token | Finished)]
+        assert [type(u) for u in rest] == [Token, Finished]
+        await updates.aclose()
+
+    run(scenario, vocab)
+
+
 def test_a_client_that_goes_away_frees_both_nodes(vocab):
     async def scenario(made):
         prefill, decode = await made.add("p", "prefill"), await made.add("d", "decode")
@@ -257,6 +285,7 @@ def test_a_silent_node_is_lost_and_its_requests_fail(vocab, monkeypatch):
         await decode.say(Heartbeat(load=NodeLoad()))
         await decode.hear(WhoAreYou)
         await decode.hello()
+        await decode.hear(Cancel)  # of what it still works on
         await made.until(lambda: made.health() == {"d": "ready"})
 
     run(scenario, vocab)

@@ -149,7 +149,9 @@ def test_metrics_count_what_happened(url):
         if line.startswith("hetero_kv_moved_bytes_total{")
     }
     assert set(moved) == {"prefill-0", "decode-0"}
-    assert moved["prefill-0"] >= moved["decode-0"] > 0
+    # What was acknowledged and what was placed: of a transfer given up, the one may lag behind.
+    assert moved["decode-0"] > 0
+    assert moved["prefill-0"] == pytest.approx(moved["decode-0"], rel=0.1)
     assert 'hetero_requests_total{outcome="cancelled",route="local"}' in text
 
 

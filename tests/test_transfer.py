@@ -213,6 +213,13 @@ def test_a_header_without_rows_is_the_sources_fault():
         sink.receive(source.rows(next(frames()), handed_over=0.0, now=0.0))
 
 
+def test_a_header_with_no_bytes_of_rows_is_the_sources_fault():
+    _, sink = opened()
+    far = {"first_layer": 0, "end_layer": 2**30, "first_token": 0, "end_token": 2**51}
+    with pytest.raises(PeerError, match="need rows after their header"):
+        sink.receive(Rows(ticket_id="r.1", kind="k", frame=0, **far), memoryview(b""))
+
+
 def test_rows_that_come_twice_are_the_sources_fault():
     source, sink = opened()
     frame = next(frames())
@@ -274,6 +281,7 @@ def test_messages_survive_encoding(message):
         (b"\x01\x80", "wire version: need 2, have 1"),
         (b"\x02", "malformed message"),
         (b"\x02\x80", "malformed message"),
+        (b"\x02\x81\xa1\xff\xc0", "malformed message"),  # a name that isn't UTF-8
         (encode(MESSAGES_TO_SOURCE[0])[:-1], "malformed message"),
         (encode(MESSAGES_TO_SINK[0]), "malformed message"),  # to the wrong side
         (encode(Credit(ticket_id="x" * 201, frame=1)), "malformed message"),

@@ -109,6 +109,11 @@ class StagingBlob:
     def is_complete(self) -> bool:
         return self._missing_bytes == 0
 
+    def take(self) -> npt.NDArray[np.uint8]:
+        """The blob, which is the caller's alone from now on."""
+        blob, self.blob = self.blob, np.empty(0, np.uint8)
+        return blob
+
     def place(self, frame: RowFrame) -> None:
         """Copy a frame's rows to their final offset.
 

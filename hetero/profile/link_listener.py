@@ -184,7 +184,7 @@ class LinkListener:
         if isinstance(outcome, Broke):
             raise outcome.error
         started = time.perf_counter()
-        self._context.restore_sequence(self._next_slot, transfer.staging.blob)
+        self._context.restore_sequence(self._next_slot, transfer.staging.take())
         self._next_slot = (self._next_slot + 1) % self._context.config.num_sequences
         seconds = time.perf_counter() - started
         return Restored(num_bytes=transfer.received_bytes, restore_s=seconds)

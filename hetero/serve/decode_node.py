@@ -127,7 +127,9 @@ class DecodeNode:
             case Arrived():
                 self._no_more(outcome.ticket_id)
                 transfer = inbound.transfer
-                self._engine.join(inbound.request_id, transfer.staging.blob, transfer.first_tokens)
+                self._engine.join(
+                    inbound.request_id, transfer.staging.take(), transfer.first_tokens
+                )
             case Broke():
                 logger.warning("request %s: %s", inbound.request_id, outcome.error)
                 self._fail(inbound.request_id, outcome.error)

@@ -70,6 +70,11 @@ class Flight:
         """Whether the answer is whole but the prefill node has yet to say what it sent."""
         return self.has_ended and self.route.prefill_node in self.busy_nodes and self._has_joined
 
+    def needs(self, node: str) -> bool:
+        """Whether the answer still depends on a node: not on the one whose KV has joined."""
+        is_read = self._has_joined and node == self.route.prefill_node
+        return node in self.busy_nodes and not is_read
+
     def opening(self) -> tuple[str, Message]:
         """The node to speak to first, and what to say."""
         request, route = self.request, self.route

@@ -111,6 +111,7 @@ class PrefillWorker:
 
     def cancel(self, request_id: str) -> None:
         self._wanted.discard(request_id)
+        self._sender.cancel(request_id)
         self._wake.put(None)
 
     def close(self) -> None:
@@ -227,6 +228,8 @@ class PrefillWorker:
         )
         if reading.outbound is not None:
             self._sender.finish(reading.outbound, tokens)
+            if not self._is_wanted(reading):  # cancelled just now, and missed by it
+                self._sender.abort(reading.outbound, "cancelled by the router")
         else:
             nothing = Sent(request_id=job.request_id, kv_bytes=0, wire_s=0.0, last_group_s=0.0)
             self.results.put(nothing)

@@ -6,8 +6,6 @@ when a client goes, or a node fails, the others are told to let go.
 
 import asyncio
 import logging
-import os
-import socket as sockets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -17,10 +15,10 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
-from hetero import __version__
 from hetero.errors import HeteroError, NodeLostError, PeerError
 from hetero.messages import (
     Cancel,
+    Failed,
     FirstTokens,
     Generated,
     Heartbeat,
@@ -48,6 +46,7 @@ from hetero.serve.flight import Flight, FromNode
 from hetero.serve.leases import LEASE_S
 from hetero.serve.metrics import RouterMetrics
 from hetero.serve.service import ANSWERED, Request, ServedModel, Update
+from hetero.serve.status import node_row, router_row
 from hetero.transport.control_socket import (
     ControlListener,
     Peer,
@@ -79,6 +78,7 @@ class _Node:
     last_seen: float
     is_lost: bool = False
     flights: set[str] = field(default_factory=set)  # requests it works for
+    abandoned: set[str] = field(default_factory=set)  # those it worked for when it was lost
 
 
 class Router:
@@ -158,19 +158,12 @@ class Router:
             self._land(flight)
 
     def status(self) -> dict[str, Any]:
-        router = {
-            "name": self._name,
-            "role": "router",
-            "host": sockets.gethostname(),
-            "pid": os.getpid(),
-            "health": "ready" if self.model.context_tokens else "starting",
-            "control": "curve",
-            "kv_bytes_held": 0,
-            "active": len(self._flights),
-            "queued": 0,
-            "versions": {"hetero": __version__},
-        }
-        return {"cluster": self._name, "nodes": [router, *map(_node_status, self._nodes.values())]}
+        is_ready = bool(self.model.context_tokens)
+        router = router_row(self._name, is_ready=is_ready, num_requests=len(self._flights))
+        nodes = [
+            node_row(node.info, node.load, is_lost=node.is_lost) for node in self._nodes.values()
+        ]
+        return {"cluster": self._name, "nodes": [router, *nodes]}
 
     def metrics(self) -> str:
         return self.metrics_registry.text()
@@ -297,7 +290,9 @@ class Router:
             raise PeerError(
                 f"request {request_id}: need word from its own nodes, have it from {name}"
             )
-        if name in flight.busy_nodes:
+        if isinstance(message, Failed) and not flight.needs(name):
+            flight.busy_nodes.discard(name)
+        elif name in flight.busy_nodes:
             inbox.put_nowait(message)
 
     def _welcome(self, peer: Peer, message: Hello) -> None:
@@ -321,6 +316,9 @@ class Router:
             flights=known.flights if known is not None and is_the_same else set(),
         )
         self._say(name, Welcome())
+        if known is not None and is_the_same:  # it was silent, and works on
+            for request_id in known.abandoned:
+                self._say(name, Cancel(request_id=request_id))
         logger.info("node %s (%s) is here", name, info.role)
 
     def _objection(self, peer: Peer, info: NodeInfo, known: _Node | None) -> str:
@@ -344,14 +342,19 @@ class Router:
         return ""
 
     def _lose(self, node: _Node, why: str) -> None:
-        """Fail what the node was working on; its leases there will run out by themselves."""
+        """Fail what the node was working on. It hears of it when it comes back, or finds out when
+        its leases run out."""
         logger.error("node %s %s", node.info.name, why)
         node.is_lost = True
         for request_id in list(node.flights):
             flight, inbox = self._flights[request_id]
+            is_needed = flight.needs(node.info.name)
             flight.busy_nodes.discard(node.info.name)
+            if not is_needed:
+                continue
             lost = NodeLostError(f"node {node.info.name} {why}; send the request again")
             inbox.put_nowait(failed(request_id, lost))
+        node.abandoned = set(node.flights)
         node.flights.clear()
 
     async def _renew(self) -> None:
@@ -372,20 +375,3 @@ class Router:
 
     def _loads(self) -> dict[str, NodeLoad]:
         return {name: node.load for name, node in self._nodes.items() if not node.is_lost}
-
-
-def _node_status(node: _Node) -> dict[str, Any]:
-    return {
-        "name": node.info.name,
-        "role": node.info.role,
-        "host": node.info.host,
-        "pid": node.info.pid,
-        "health": "lost" if node.is_lost else "ready",
-        "control": "curve",
-        "seal": node.info.seal,
-        "transport": node.info.transport,
-        "kv_bytes_held": node.load.kv_bytes_held,
-        "active": node.load.active,
-        "queued": node.load.queued,
-        "versions": node.info.versions,
-    }

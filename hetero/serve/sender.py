@@ -105,6 +105,13 @@ class Sender:
         outbound.source.abort(reason)
         self._let_go(outbound)
 
+    def cancel(self, request_id: str) -> None:
+        """Abort what of a request is handed over already; the rest is the computing thread's."""
+        with self._lock:
+            live = [one for one in self._live if one.request_id == request_id and one.is_finished]
+        for outbound in live:
+            self.abort(outbound, "cancelled by the router")
+
     def close(self) -> None:
         with self._lock:
             live = list(self._live)

@@ -7,9 +7,11 @@ are copied twice at most: sealed and handed to the kernel, or taken from the ker
 caller) put in their place.
 """
 
+import errno
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -60,16 +62,19 @@ class Connection:
         self._sealing = make_seal(seal, ours)
         self._opening = make_seal(seal, theirs)
         self._turn_to_send = threading.Lock()
+        self._silence_s = 0.0
         self._message = memoryview(bytearray(4096))
         # Not touched, and so not in memory, before rows come; then only as much as they need.
         self._rows = np.empty(MAX_ROWS_BYTES + TAG_BYTES, np.uint8).data
 
     def set_patience(self, silence_s: float) -> None:
-        """How long sending or receiving may go without a byte."""
-        time = struct.pack("ll", int(silence_s), int(1e6 * (silence_s % 1)))
+        """How long nothing may come, and how long a frame may take to follow its sizes: those are
+        not sealed, and a frame that damage made larger would never be complete."""
+        self._silence_s = silence_s
+        seconds = struct.pack("ll", int(silence_s), int(1e6 * (silence_s % 1)))
         self._socket.settimeout(None)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, time)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
 
     def send(self, message: bytes, rows: npt.NDArray[np.uint8] | None = None) -> None:
         """Raises: OSError; BlockingIOError if the peer takes nothing for too long."""
@@ -156,15 +161,23 @@ class Connection:
         return self._opening.open(sealed)
 
     def _fill(self, buffer: memoryview, *, may_end: bool = False) -> bool:
-        return _receive_all(self._socket, buffer, may_end=may_end)
+        return _receive_all(self._socket, buffer, self._silence_s, may_end=may_end)
 
 
-def dial(ticket: Ticket, stream: int, timeout_s: float) -> Connection:
+def dial(
+    ticket: Ticket,
+    stream: int,
+    timeout_s: float,
+    on_socket: Callable[[socket.socket], None] = lambda sock: None,
+) -> Connection:
     """A connection to a ticket's holder. Streams of one ticket are told apart by number.
+
+    `on_socket` gets the socket as soon as it is connected: shut down, it ends the wait for a
+    welcome.
 
     Raises: PeerError if nobody is there, or it isn't who gave the ticket.
     """
-    sock, keys = _introduce(ticket, stream, timeout_s)
+    sock, keys = _introduce(ticket, stream, timeout_s, on_socket)
     connection = Connection(sock, ticket.seal, keys, is_source=True)
     connection.set_patience(ticket.lease_s)
     return connection
@@ -172,25 +185,30 @@ def dial(ticket: Ticket, stream: int, timeout_s: float) -> Connection:
 
 def dial_plain(ticket: Ticket, timeout_s: float) -> socket.socket:
     """A bare socket to a ticket's holder, for bytes that mean nothing. Raises: as `dial`."""
-    sock, _ = _introduce(ticket, 0, timeout_s)
+    sock, _ = _introduce(ticket, 0, timeout_s, lambda sock: None)
     return sock
 
 
-def _introduce(ticket: Ticket, stream: int, timeout_s: float) -> tuple[socket.socket, SessionKeys]:
+def _introduce(
+    ticket: Ticket, stream: int, timeout_s: float, on_socket: Callable[[socket.socket], None]
+) -> tuple[socket.socket, SessionKeys]:
     hello = make_hello(ticket.ticket_id, ticket.key, stream)
     try:
         sock = socket.create_connection(split_address(ticket.address), timeout_s)
         try:
+            on_socket(sock)
             tune(sock)
             sock.sendall(hello)
             welcome = memoryview(bytearray(WELCOME_BYTES))
-            _receive_all(sock, welcome)
+            _receive_all(sock, welcome, timeout_s)
             check_welcome(hello, bytes(welcome), ticket.key)
         except BaseException:
             sock.close()
             raise
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+    except PeerError as error:
+        raise PeerError(f"{ticket.address}: {error}") from None
+    except (OSError, ValueError, OverflowError) as error:  # the last two: it isn't an address
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise PeerError(f"{ticket.address}: can't connect: {reason}") from None
     return sock, session_keys(hello, bytes(welcome), ticket.key)
 
@@ -236,9 +254,12 @@ def _send_all(sock: socket.socket, pieces: Sequence[memoryview | bytes]) -> None
             left[0] = left[0][sent:]
 
 
-def _receive_all(sock: socket.socket, buffer: memoryview, *, may_end: bool = False) -> bool:
+def _receive_all(
+    sock: socket.socket, buffer: memoryview, patience_s: float, *, may_end: bool = False
+) -> bool:
     """Whether the buffer is full: with `may_end` the peer may have ended before its first byte."""
     filled = 0
+    deadline = time.monotonic() + patience_s
     while filled < buffer.nbytes:
         received = sock.recv_into(buffer[filled:], 0, _flags(sock))
         if not received:
@@ -246,6 +267,8 @@ def _receive_all(sock: socket.socket, buffer: memoryview, *, may_end: bool = Fal
                 return False
             raise PeerError("connection: need the rest of a frame, have its end")
         filled += received
+        if filled < buffer.nbytes and time.monotonic() >= deadline:
+            raise BlockingIOError(errno.EAGAIN, "the rest of a frame did not come in time")
     return True
 
 

@@ -21,8 +21,12 @@ from hetero.transport.mailbox import Mailbox
 
 logger = logging.getLogger(__name__)
 
-# A hello fits a packet, and its sender has it ready.
-HELLO_S = 2.0
+# A hello fits a packet, and its sender has it ready. If the link is down for two seconds just then,
+# TCP sends it again after three.
+HELLO_S = 5.0
+
+# Between attempts to take a connection without a file descriptor to put it in.
+_NO_ROOM_S = 0.1
 
 # Connections that have not said hello yet. One more, and the oldest has to go.
 MAX_STRANGERS = 128
@@ -99,6 +103,7 @@ class Door:
             sock, _ = self._listener.accept()
         except OSError as error:  # it hung up already, or there are no file descriptors left
             logger.warning("a connection was lost before it was accepted: %s", error)
+            time.sleep(_NO_ROOM_S)
             return
         sock.setblocking(False)
         self._strangers[sock] = _Stranger(sock, time.monotonic() + HELLO_S)
@@ -125,6 +130,7 @@ class Door:
 
     def _admit(self, stranger: _Stranger) -> None:
         """Hand it over if it has said hello under a ticket; else close it without a word."""
+        self._hear(stranger)  # time may have run out because it was this process that stood
         hello = None
         with suppress(PeerError):
             hello = read_hello(stranger.said)

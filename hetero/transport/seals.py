@@ -2,7 +2,7 @@
 
     aead   AES-256-GCM: nobody on the wire reads or changes anything; the default
     mac    keyed BLAKE3: nobody changes anything, everybody can read it
-    none   xxh3-128: damage is noticed, malice is not
+    none   xxh3-128 with a seed of the connection's own: damage is noticed, malice is not
 
 Each piece is sealed under a counter that both ends keep and neither sends, so that a piece that is
 lost, repeated, replayed or out of turn is as wrong as a damaged one. A key serves one direction of
@@ -54,7 +54,7 @@ def make_seal(name: SealName, key: bytes) -> Seal:
         case "mac":
             return _Mac(key)
         case "none":
-            return _Checksum()
+            return _Checksum(key)
 
 
 class _Aead:
@@ -113,8 +113,9 @@ class _Mac:
 
 
 class _Checksum:
-    def __init__(self) -> None:
-        self._counter = 0
+    def __init__(self, key: bytes) -> None:
+        # Else what was recorded on another connection would pass for this one's piece.
+        self._seed = int.from_bytes(key[:8], "little")
 
     def seal(self, piece: memoryview) -> tuple[memoryview | bytes, ...]:
         return piece, self._tag(piece)
@@ -129,8 +130,8 @@ class _Checksum:
         return piece
 
     def _tag(self, piece: memoryview) -> bytes:
-        self._counter += 1
-        return xxhash.xxh3_128_digest(piece, seed=self._counter)
+        self._seed = (self._seed + 1) % 2**64
+        return xxhash.xxh3_128_digest(piece, seed=self._seed)
 
 
 def _copied(piece: memoryview, tag: bytes, room: memoryview) -> memoryview:

@@ -122,6 +122,7 @@ class TcpSink:
             self._carrier.release(ticket, is_written_to=inbound.is_written_to)
 
     def _break(self, inbound: _Inbound, error: PeerError) -> None:
+        """Unless it is over already."""
         ticket_id = inbound.transfer.ticket.ticket_id
         if self._take_out(ticket_id) is not None:
             self._end(inbound, str(error))
@@ -130,7 +131,12 @@ class TcpSink:
     def _welcome(self, inbound: _Inbound, hello: Hello, sock: socket) -> None:
         try:
             hello.check_version()
-            connection = answer(sock, hello, inbound.transfer.ticket)
+            with self._lock:  # no other connection ends before this one counts
+                others = inbound.connections
+                if inbound.has_ended or hello.stream in others or len(others) >= MAX_CONNECTIONS:
+                    sock.close()  # too late, or a hello that somebody recorded
+                    return
+                connection = others[hello.stream] = answer(sock, hello, inbound.transfer.ticket)
         except PeerError as error:
             sock.close()
             self._break(inbound, error)
@@ -138,12 +144,6 @@ class TcpSink:
         except OSError:  # it has hung up
             sock.close()
             return
-        with self._lock:
-            others = inbound.connections
-            if inbound.has_ended or hello.stream in others or len(others) >= MAX_CONNECTIONS:
-                connection.close()  # too late, or a hello that somebody recorded
-                return
-            others[hello.stream] = connection
         name = f"sink stream {hello.stream}"
         arguments = (inbound, connection, hello.stream)
         threading.Thread(target=self._serve, args=arguments, name=name, daemon=True).start()

@@ -5,10 +5,12 @@ frame that the window allows. Nothing here blocks whoever hands frames over.
 """
 
 import logging
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +56,7 @@ class TcpSource:
         self._turn = threading.Condition()  # of everything below, and of the transfer
         self._waiting: deque[tuple[RowFrame, float]] = deque()  # frame, handed over at
         self._first_tokens: tuple[Token, ...] | None = None
+        self._dialled: dict[int, socket.socket] = {}  # by stream; not welcome yet
         self._connections: dict[int, Connection] = {}
         self._num_streams = 0
         self._farewell: Message | None = None
@@ -113,9 +116,16 @@ class TcpSource:
 
     def _dial(self, stream: int) -> Connection | None:
         ticket = self.transfer.ticket
+
+        def keep(sock: socket.socket) -> None:
+            with self._turn:
+                if self._has_ended:
+                    raise ConnectionAbortedError("given up meanwhile")
+                self._dialled[stream] = sock
+
         try:
             self._carrier.connect()
-            connection = dial(ticket, stream, ticket.lease_s)
+            connection = dial(ticket, stream, ticket.lease_s, keep)
         except PeerError as error:
             if stream == 0:
                 self._end(error)
@@ -123,6 +133,9 @@ class TcpSource:
                 logger.info("going on with fewer connections: %s", error)
                 self._wanted = stream
             return None
+        finally:
+            with self._turn:
+                self._dialled.pop(stream, None)
         with self._turn:
             if self._has_ended:
                 connection.close()
@@ -230,6 +243,9 @@ class TcpSource:
         with self._turn:
             for connection in self._connections.values():
                 connection.break_off()
+            for sock in self._dialled.values():
+                with suppress(OSError):  # closed already
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def _why(self, error: OSError) -> PeerError:
         ticket = self.transfer.ticket

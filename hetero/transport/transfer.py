@@ -118,6 +118,7 @@ class SinkTransfer:
 
     def _receive(self, message: ToSink, rows: memoryview | None) -> ToSource | None:
         reply: ToSource | None = None
+        _check_ticket(message, self.ticket)
         with self._lock:
             after = SINK_HEARS.get((self.state, type(message)))
             if after is None:
@@ -153,7 +154,7 @@ class SinkTransfer:
         return Ready(ticket_id=self.ticket.ticket_id, credit_bytes=self._credit_bytes)
 
     def _frame(self, message: Rows, payload: memoryview | None) -> RowFrame:
-        if payload is None:
+        if not payload:
             raise PeerError(f"transfer {self.ticket.ticket_id}: need rows after their header")
         raw = np.frombuffer(payload, np.uint8)
         layers = message.end_layer - message.first_layer
@@ -254,6 +255,7 @@ class SourceTransfer:
         """
         before = self.state
         self.state = State.ENDED
+        _check_ticket(message, self.ticket)
         after = SOURCE_HEARS.get((before, type(message)))
         if after is None:
             raise PeerError(
@@ -284,3 +286,11 @@ class SourceTransfer:
 
     def _must_be(self, state: State, to: str) -> None:
         assert self.state is state, f"can't {to} while {self.state.value}"
+
+
+def _check_ticket(message: ToSink | ToSource, ticket: Ticket) -> None:
+    if message.ticket_id != ticket.ticket_id:
+        raise PeerError(
+            f"transfer {ticket.ticket_id}: need messages of its own, "
+            f"have one of {message.ticket_id}"
+        )
