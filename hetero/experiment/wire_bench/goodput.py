@@ -26,7 +26,7 @@ def measure(settings: Settings, rate: str, say: Say) -> list[Figure]:
     figures = [
         _figure(settings, rate, transport, seal, rounds)
         for transport in settings.transports
-        for seal in settings.seals
+        for seal in settings.seals_of(transport)
     ]
     if settings.with_mooncake:
         figures.append(_mooncake_figure(settings, rate, rounds))

@@ -44,15 +44,16 @@ class Link:
     def hetero(self, transport: TransportName) -> LinkProfile:
         """Every seal, for the settings' time each."""
         settings = self.settings
+        seals = settings.seals_of(transport)
         listener = self.listeners[transport]
         report = self._run(
             [
                 *_HETERO,
                 *("profile", "link", listener["address"].removeprefix("tcp://")),
                 *("--json", "--rounds", "1"),
-                *("--seconds", str(settings.seconds), "--seals", ",".join(settings.seals)),
+                *("--seconds", str(settings.seconds), "--seals", ",".join(seals)),
             ],
-            num_parts=len(settings.seals) + 1,
+            num_parts=len(seals) + 1,
             HETERO_LINK_KEY=listener["key"],
         )
         return msgspec.json.decode(report.splitlines()[-1], type=LinkProfile)
