@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import msgspec
 import numpy as np
@@ -153,6 +154,14 @@ def test_two_processes_measure_a_link_and_write_it_down(tmp_path):
     assert said["key"] not in run.stdout + run.stderr + people.stdout + people.stderr
 
 
+@pytest.mark.skipif(not find_spec("nixl_cu12"), reason="needs NIXL: pip install 'hetero[rdma]'")
+def test_rows_may_be_measured_through_nixl():
+    with listening("--model", "demo", "--tokens", "300", "--transport", "nixl-shm") as (_, said):
+        run = measure(said["address"], said["key"], "--json", "--seals", "aead")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["transport"] == "nixl-shm"
+
+
 def test_a_listening_end_that_dies_is_an_error_not_a_hang():
     key = new_key()
     with listener(key) as (here, _):
@@ -173,6 +182,8 @@ def test_a_listening_end_that_dies_is_an_error_not_a_hang():
         (["h:1", "--shape", "llama-3.1-8b"], "belong to the listening end"),
         (["h:1", "--seals", "rot13"], "need some of none, mac, aead, have 'rot13'"),
         (["h:1", "--connections", "0"], "need auto or numbers of 1 to 8, have '0'"),
+        (["h:1", "--transport", "nixl-shm"], "belong to the listening end"),
+        (["--listen", "127.0.0.1:1", "--shape", "llama-3.1-8b", "--transport", "x"], "have 'x'"),
         (["h:x"], "need HOST:PORT, have 'h:x'"),
         (["h:1"], "need the one that the listening end printed, in HETERO_LINK_KEY"),
     ],
