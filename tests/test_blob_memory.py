@@ -56,6 +56,27 @@ def test_no_more_is_kept_than_was_said_and_no_small_blob_holds_a_large_one():
     assert address(memory.take(100)) != where
 
 
+def test_what_comes_back_while_others_are_sorted_is_not_waited_for():
+    """A finalizer runs wherever garbage is collected: inside this very lock, too."""
+    memory = BlobMemory(keep_bytes=8 * MIB)
+    first = memory.take(5 * MIB)
+    where = address(first)
+    with memory._lock:
+        del first
+        gc.collect()
+    assert address(memory.take(5 * MIB)) == where
+
+
+def test_an_idle_node_keeps_nothing():
+    memory = BlobMemory(keep_bytes=8 * MIB)
+    memory.take(5 * MIB)
+    gc.collect()
+    memory.rest(idle_s=60)
+    assert memory._free
+    memory.rest(idle_s=0)
+    assert not memory._free
+
+
 def test_threads_never_share_a_piece():
     memory = BlobMemory(keep_bytes=64 * MIB)
     wrong = []

@@ -34,7 +34,7 @@ class NixlLink(Link):
     def __init__(self, transport, *, allow_tcp=False):
         self.transport = transport
         options = {"allow_tcp": allow_tcp, "interface_of": "127.0.0.1"}
-        self.receiver = SlotReceiver(transport, NUM_SLOTS, **options)
+        self.receiver = SlotReceiver(transport, NUM_SLOTS, **{"num_transfers": 2} | options)
         self.buffers = SendBuffers(transport, **options)
         self.sink = TcpSink(Door("tcp://127.0.0.1:0"), self.receiver)
         self.num_tickets = 0

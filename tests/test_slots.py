@@ -8,12 +8,14 @@ from hetero.transport.slots import BorrowedSlots, SlotBook
 
 
 def test_whoever_comes_later_gets_some_too():
-    book = SlotBook(16)
-    assert [len(book.lend(str(n), 0.0)) for n in range(6)] == [8, 4, 2, 1, 1, 0]
+    for num_slots, num_transfers in ((16, 8), (16, 4), (8, 8), (7, 3), (100, 2)):
+        book = SlotBook(num_slots, num_transfers)
+        lent = [len(book.lend(str(n), 0.0)) for n in range(num_transfers)]
+        assert lent == [min(8, num_slots // num_transfers)] * num_transfers
 
 
 def test_what_is_given_back_is_lent_again():
-    book = SlotBook(1)
+    book = SlotBook(1, 1)
     assert book.lend("a", 0.0) == (0,)
     assert book.lend("b", 0.0) == ()
     book.take_back("a")
@@ -23,7 +25,7 @@ def test_what_is_given_back_is_lent_again():
 
 
 def test_a_quarantined_slot_is_nobodys_until_its_time_is_over():
-    book = SlotBook(2)
+    book = SlotBook(2, 2)
     (slot,) = book.lend("a", 0.0)
     book.quarantine("a", until=10.0)
     book.take_back("a")  # too late to say so
@@ -35,7 +37,7 @@ def test_a_quarantined_slot_is_nobodys_until_its_time_is_over():
 
 @given(st.lists(st.tuples(st.sampled_from(["lend", "back", "bad"]), st.integers(0, 5))))
 def test_no_slot_is_ever_two_transfers_or_lost(steps):
-    book, held = SlotBook(7), {}
+    book, held = SlotBook(7, 3), {}
     for now, (step, name) in enumerate(steps):
         if step == "lend" and name not in held:
             held[name] = book.lend(name, now)

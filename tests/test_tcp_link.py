@@ -1,11 +1,14 @@
 """Transfers over real connections: whole, given up, broken off; and strangers at the door."""
 
 import contextlib
+import gc
 import queue
 import select
 import socket
 import struct
 import time
+import weakref
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -13,14 +16,16 @@ import pytest
 from wire_ends import WAIT_S, HandSource
 
 from hetero.errors import ConfigError, PeerError
+from hetero.kv.blob_memory import BlobMemory
 from hetero.kv.layout import kv_layout
 from hetero.kv.rows import RowFrame
 from hetero.kv.staging import StagingBlob, read_state
-from hetero.messages import Fingerprint, ModelFingerprint, Ready, Refused, Ticket, Token
-from hetero.transport import door
+from hetero.messages import Fingerprint, ModelFingerprint, Ready, Refused, Ticket, Token, encode
+from hetero.transport import connection, door
 from hetero.transport.connection import dial, split_address
 from hetero.transport.door import Door
 from hetero.transport.handshake import make_hello
+from hetero.transport.seals import TAG_BYTES
 from hetero.transport.tcp_sink import Arrived, Broke, TcpSink
 from hetero.transport.tcp_source import TcpSource
 from hetero.transport.transfer import SinkTransfer, SourceTransfer, State
@@ -52,7 +57,7 @@ class Link:
             key=bytes([self.num_tickets]) * 32,
             seal=seal,
         )
-        staging = StagingBlob(LAYOUT, NUM_TOKENS, 1)
+        staging = StagingBlob(LAYOUT, NUM_TOKENS, 1, BlobMemory(0))
         transfer = SinkTransfer(ticket, FINGERPRINT, staging, credit_bytes)
         self.sink.expect(transfer)
         return transfer
@@ -256,21 +261,71 @@ def test_strangers_who_say_nothing_are_turned_away_in_time(link, monkeypatch):
                 assert stranger.recv(1) == b""
 
 
-def test_a_recorded_hello_opens_nothing(link):
-    """Its sender can't speak on, for the keys depend on the sink's salt; the transfer goes on."""
+def test_a_recorded_hello_opens_nothing(link, monkeypatch):
+    """Not even while its connection is there, and the transfer goes on."""
+    recorded = []
+
+    def record(*arguments):
+        recorded.append(make_hello(*arguments))
+        return recorded[-1]
+
+    monkeypatch.setattr(connection, "make_hello", record)
     transfer = link.expect()
     source = HandSource(transfer.ticket, FINGERPRINT)
     source.ready()
     with socket.create_connection(split_address(link.sink.address)) as replayed:
-        replayed.sendall(make_hello(transfer.ticket.ticket_id, transfer.ticket.key, 0))
+        replayed.sendall(recorded[0])
         replayed.settimeout(WAIT_S)
-        while replayed.recv(100):
-            pass
+        assert replayed.recv(1) == b""
     source.send(FRAMES)
     source.done(FIRST)
     assert link.event() == Arrived(transfer.ticket.ticket_id)
     check(transfer)
     source.close()
+
+
+@pytest.mark.parametrize("seal", ["aead", "mac", "none"])
+def test_a_message_can_not_be_made_the_rows_of_the_one_before(link, seal):
+    """By who changes the sizes between two frames: they are not sealed where they stand."""
+    transfer = link.expect(seal)
+    source = HandSource(transfer.ticket, FINGERPRINT)
+    source.hear(Ready)
+    pieces = [source.connection._sealed(encode(source.transfer.alive()), 0) for _ in range(2)]
+    first, second = (b"".join(piece) for piece in pieces)
+    sizes = struct.pack("<II", len(first) - 8 - TAG_BYTES, len(second) - 8 - TAG_BYTES)
+    source.connection._socket.sendall(sizes + first[8:] + second[8:])
+    assert "need the sizes that were sent" in str(link.event().error)
+    source.close()
+
+
+def test_rows_after_a_message_that_has_none_are_refused(link):
+    transfer = link.expect()
+    source = HandSource(transfer.ticket, FINGERPRINT)
+    source.hear(Ready)
+    source.say(source.transfer.alive(), FRAMES[0].rows)
+    assert "Alive: need no rows after it" in str(link.event().error)
+    source.close()
+
+
+def test_a_transfer_that_broke_holds_no_memory(link):
+    """Without the garbage collector's help: a node that is idle does not run it."""
+    gc.collect()
+    gc.disable()
+    try:
+        transfer = link.expect()
+        blob = weakref.ref(transfer.staging.blob.base)
+        source, _, _ = link.source(transfer.ticket)
+        for frame in FRAMES[:5]:
+            source.put(frame)
+        wait_for(partial(getattr, transfer, "received_bytes"))
+        source.abort("out of memory")
+        event = link.event()
+        del transfer, source
+        link.sources.clear()
+        wait_for(lambda: blob() is None)
+        assert isinstance(event, Broke)
+    finally:
+        gc.enable()
 
 
 def test_a_dial_to_someone_else_than_the_tickets_giver_fails(link):

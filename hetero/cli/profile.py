@@ -139,7 +139,9 @@ def _listen(
         from hetero.transport.nixl_sink import SlotReceiver
 
         interface_of = split_address(door.address)[0]
-        receiver = SlotReceiver(transport, _NIXL_SLOTS, interface_of=interface_of)
+        receiver = SlotReceiver(
+            transport, _NIXL_SLOTS, num_transfers=MAX_TRANSFERS, interface_of=interface_of
+        )
     key = new_key()
     with cache_context(layout, num_sequences=MAX_TRANSFERS, num_tokens=tokens) as context:
         listener = LinkListener(

@@ -4,7 +4,9 @@ that was a fifth of what a sink did."""
 import ctypes
 import mmap
 import threading
+import time
 import weakref
+from collections import deque
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +21,10 @@ class BlobMemory:
     def __init__(self, keep_bytes: int) -> None:
         """keep_bytes: of what is free, so much is kept; the rest goes back to the system."""
         self._keep_bytes = _padded(keep_bytes)
+        self._returned: deque[mmap.mmap] = deque()  # not looked at yet
         self._free: list[mmap.mmap] = []  # the one that came back last is last
         self._lock = threading.Lock()
+        self._taken_at = time.monotonic()
 
     def take(self, num_bytes: int) -> npt.NDArray[np.uint8]:
         """(num_bytes,), of any content. Raises: MemoryError."""
@@ -29,8 +33,16 @@ class BlobMemory:
         weakref.finalize(owner, self._give_back, memory).atexit = False
         return np.frombuffer(memoryview(owner), np.uint8)
 
+    def rest(self, idle_s: float) -> None:
+        """Keep nothing, if nothing was taken for so long."""
+        if self._free and time.monotonic() > self._taken_at + idle_s:
+            with self._lock:
+                self._free.clear()
+
     def _reuse(self, num_bytes: int) -> mmap.mmap | None:
         """The smallest piece that is large enough, unless most of it would lie idle."""
+        self._sort_in()
+        self._taken_at = time.monotonic()
         with self._lock:
             fitting = [one for one in self._free if num_bytes <= len(one) <= _most(num_bytes)]
             if not fitting:
@@ -40,10 +52,22 @@ class BlobMemory:
             return best
 
     def _give_back(self, memory: mmap.mmap) -> None:
-        with self._lock:
-            self._free.append(memory)
-            while sum(map(len, self._free)) > self._keep_bytes:
+        """Runs wherever garbage is collected, also in the middle of the methods above: so it waits
+        for no lock."""
+        self._returned.append(memory)
+        self._sort_in()
+
+    def _sort_in(self) -> None:
+        """Unless somebody is at it, who then will, or the next who takes."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            while self._returned:
+                self._free.append(self._returned.popleft())
+            while sum(len(one) for one in self._free) > self._keep_bytes:
                 del self._free[0]
+        finally:
+            self._lock.release()
 
 
 def _map(num_bytes: int) -> mmap.mmap:

@@ -35,7 +35,7 @@ from hetero.profile.link_protocol import (
 )
 from hetero.profile.link_report import Goodput, LinkProfile, PlainStream, Range, range_of
 from hetero.profile.packed_prompt import packed_prompt
-from hetero.transport.connection import dial, dial_plain
+from hetero.transport.connection import dial, dial_plain, failure
 from hetero.transport.nixl_source import SendBuffers, row_sender
 from hetero.transport.tcp_source import TcpSource
 from hetero.transport.transfer import SourceTransfer
@@ -63,6 +63,7 @@ class _Samples:
     source_cores: list[float] = field(default_factory=list)
     sink_cores: list[float] = field(default_factory=list)
     restore_s: list[float] = field(default_factory=list)
+    connections: list[float] = field(default_factory=list)
     window_bytes: int = 0
 
 
@@ -76,7 +77,9 @@ class LinkDialer:
         self._session = dial(session_ticket(key, address), 0, timeout_s=10.0)
         self.description = ask(self._session, Describe(), Description)
         transport = self.description.transport
-        self._buffers = None if transport == "tcp" else SendBuffers(transport)
+        self._buffers = None
+        if transport != "tcp":
+            self._buffers = SendBuffers(transport, interface_of=self._session.local_host)
         self._prompt = packed_prompt(self.description.layout, self.description.num_tokens)
 
     def __enter__(self) -> Self:
@@ -150,9 +153,12 @@ class LinkDialer:
         data = np.random.default_rng(0).integers(0, 256, _PLAIN_BYTES, np.uint8).data
         source_s, sink_s = self._usage()
         started = time.perf_counter()
-        with dial_plain(ticket, timeout_s=10.0) as sock:
-            while time.perf_counter() < started + seconds:
-                sock.sendall(data)
+        try:
+            with dial_plain(ticket, timeout_s=10.0) as sock:
+                while time.perf_counter() < started + seconds:
+                    sock.sendall(data)
+        except OSError as error:
+            raise failure("plain stream", error, 10.0) from None
         ended = ask(self._session, Await(ticket_id=ticket.ticket_id), PlainEnded)
         elapsed = time.perf_counter() - started
         if not ended.seconds:
@@ -166,8 +172,9 @@ class LinkDialer:
         samples.sink_cores.append((sink_now - sink_s) / elapsed)
 
     def _goodput(self, mode: Mode, samples: _Samples, seconds: float) -> None:
-        """Transfers back to back: the next one is on its way while the last is restored. Timed from
-        the first ticket to the last restore, so a little is lost at both ends, and none made up."""
+        """Transfers back to back, the next one begun before the last is restored: for a while both
+        are on the wire, as two prompts' would be, each on its connections. Timed from the first
+        ticket to the last restore, so a little is lost at both ends, and none made up."""
         source_s, sink_s = self._usage()
         started = time.perf_counter()
         under_way = [self._send(mode)]
@@ -180,6 +187,7 @@ class LinkDialer:
             num_bytes += restored.num_bytes
             samples.restore_s.append(restored.restore_s)
             samples.window_bytes = transfer.source.transfer.window.num_bytes
+            samples.connections.append(transfer.source.num_connections)
         elapsed = time.perf_counter() - started
         samples.bytes_per_s.append(num_bytes / elapsed)
         self._use(samples, source_s, sink_s, elapsed)
@@ -223,5 +231,6 @@ def _goodput(mode: Mode, samples: _Samples) -> Goodput:
         source_cores=range_of(samples.source_cores),
         sink_cores=range_of(samples.sink_cores),
         restore_s=range_of(samples.restore_s),
+        connections_used=range_of(samples.connections),
         window_bytes=samples.window_bytes,
     )

@@ -85,7 +85,7 @@ class LinkListener:
         self._memory = BlobMemory(longest.num_bytes)
         self._transfers: dict[str, SinkTransfer] = {}
         self._outcomes: dict[str, Arrived | Broke] = {}
-        self._plain: queue.SimpleQueue[PlainEnded] = queue.SimpleQueue()
+        self._plain: dict[str, queue.SimpleQueue[PlainEnded]] = {}  # by ticket id
         self._next_slot = 0
         self._ticket = session_ticket(key, door.address)
         self._in_session = threading.Lock()
@@ -112,6 +112,9 @@ class LinkListener:
                 self._sink.forget(ticket_id, "the measurement is over")
             self._transfers.clear()
             self._outcomes.clear()
+            for ticket_id in list(self._plain):
+                self._sink.door.forget(ticket_id)
+            self._plain.clear()
             sock.close()
             self._in_session.release()
 
@@ -163,6 +166,7 @@ class LinkListener:
 
     def _expect_plain(self) -> Ticket:
         ticket = self._new_ticket("none")
+        self._plain[ticket.ticket_id] = queue.SimpleQueue()
         self._sink.door.expect(ticket.ticket_id, ticket.key, partial(self._take_plain, ticket))
         return ticket
 
@@ -178,11 +182,11 @@ class LinkListener:
 
     def _await(self, ticket_id: str) -> Answer:
         if ticket_id not in self._transfers:
-            return self._await_plain()
+            return self._await_plain(ticket_id)
         outcome = self._outcome(ticket_id)
         transfer = self._transfers.pop(ticket_id)
         if isinstance(outcome, Broke):
-            raise outcome.error
+            raise PeerError(str(outcome.error))  # anew: the first one's stack stays out of it
         started = time.perf_counter()
         self._context.restore_sequence(self._next_slot, transfer.staging.take())
         self._next_slot = (self._next_slot + 1) % self._context.config.num_sequences
@@ -199,11 +203,15 @@ class LinkListener:
                 self._outcomes[outcome.ticket_id] = outcome
         return self._outcomes.pop(ticket_id)
 
-    def _await_plain(self) -> PlainEnded:
+    def _await_plain(self, ticket_id: str) -> PlainEnded:
+        if ticket_id not in self._plain:
+            raise PeerError(f"ticket {ticket_id}: need one that is out, have another")
         try:
-            return self._plain.get(timeout=PATIENCE_S)
+            return self._plain[ticket_id].get(timeout=PATIENCE_S)
         except queue.Empty:
             raise PeerError(f"plain stream: need its end within {PATIENCE_S:g} s") from None
+        finally:
+            del self._plain[ticket_id]
 
     def _take_plain(self, ticket: Ticket, hello: Hello, sock: socket.socket) -> None:
         self._sink.door.forget(ticket.ticket_id)
@@ -213,13 +221,15 @@ class LinkListener:
         """What a plain stream brings, and how long it takes: as iperf3's server does."""
         buffer = bytearray(_PLAIN_BYTES)
         num_bytes, started, ended = 0, 0.0, 0.0
+        outcome = self._plain.get(ticket.ticket_id)
         with sock:
-            answer(sock, hello, ticket)
             try:
+                answer(sock, hello, ticket)
                 while received := sock.recv_into(buffer):
                     ended = time.perf_counter()
                     started = started or ended
                     num_bytes += received
             except OSError as error:
                 logger.warning("plain stream ended: %s", error)
-        self._plain.put(PlainEnded(num_bytes=num_bytes, seconds=ended - started))
+        if outcome is not None:
+            outcome.put(PlainEnded(num_bytes=num_bytes, seconds=ended - started))

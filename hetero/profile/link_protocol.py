@@ -8,7 +8,8 @@ import msgspec
 from hetero.errors import PeerError
 from hetero.kv.layout import KVLayout
 from hetero.messages import Fingerprint, Message, Name, SealName, Ticket, TransportName
-from hetero.transport.connection import Connection
+from hetero.profile.link_key import PATIENCE_S
+from hetero.transport.connection import Connection, failure
 
 _T = TypeVar("_T")
 
@@ -98,9 +99,12 @@ def hear_request(connection: Connection) -> Request | None:
 
 
 def ask(connection: Connection, request: Request, kind: type[_T]) -> _T:
-    """Raises: PeerError for a failure there, or an answer of another kind; OSError."""
-    say(connection, request)
-    received = connection.receive()
+    """Raises: PeerError for a failure there, an answer of another kind, or a lost connection."""
+    try:
+        say(connection, request)
+        received = connection.receive()
+    except OSError as error:
+        raise failure("the listening end", error, PATIENCE_S) from None
     if received is None:
         raise PeerError("the listening end has hung up")
     answer = _decoded(_answers, received[0])

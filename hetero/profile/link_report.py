@@ -38,6 +38,7 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True):
     source_cores: Range
     sink_cores: Range
     restore_s: Range  # of one transfer; the next one arrives meanwhile
+    connections_used: Range  # of one transfer; up to two are under way
     window_bytes: int  # at the end of the last transfer
 
 

@@ -39,21 +39,23 @@ def packed_prompt(layout: KVLayout, num_tokens: int) -> PackedPrompt:
             started = time.perf_counter()
             packed[kind] = pack_rows(values, kind, layout)
             rates.append(packed[kind].nbytes / (time.perf_counter() - started))
-    frames = []
+    frames: list[RowFrame] = []
     for first in range(0, num_tokens, _CHUNK_TOKENS):
         end = min(first + _CHUNK_TOKENS, num_tokens)
         for layers in layer_groups(layout, longest, _FRAME_BYTES):
             for kind in _KINDS:
                 token_bytes = len(layers) * layout.row_bytes(kind)
-                frames += [
-                    RowFrame(
-                        kind=kind,
-                        first_layer=layers.start,
-                        end_layer=layers.stop,
-                        first_token=tokens.start,
-                        end_token=tokens.stop,
-                        rows=packed[kind][: len(layers), : len(tokens)].copy(),
+                for tokens in token_ranges(first, end, token_bytes, _FRAME_BYTES):
+                    rows = packed[kind][: len(layers), : len(tokens)].copy()
+                    rows[..., -1] = len(frames) % 256  # so that one can't pass for another
+                    frames.append(
+                        RowFrame(
+                            kind=kind,
+                            first_layer=layers.start,
+                            end_layer=layers.stop,
+                            first_token=tokens.start,
+                            end_token=tokens.stop,
+                            rows=rows,
+                        )
                     )
-                    for tokens in token_ranges(first, end, token_bytes, _FRAME_BYTES)
-                ]
     return PackedPrompt(frames, rates)

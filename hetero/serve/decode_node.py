@@ -42,6 +42,9 @@ from hetero.transport.transfer import SinkTransfer
 
 logger = logging.getLogger(__name__)
 
+# What was a staging blob is given back to the system when no other was needed for so long.
+_MEMORY_IDLE_S = 10.0
+
 
 @dataclass(frozen=True)
 class _Inbound:
@@ -102,6 +105,7 @@ class DecodeNode:
             for event in self._engine.take_events():
                 self._tell(event)
             self._give_up_expired()
+            self._memory.rest(_MEMORY_IDLE_S)
         self._control.close()
         self._sink.close()
 

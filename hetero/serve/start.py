@@ -245,6 +245,7 @@ def _slot_receiver(config: DecodeConfig) -> SlotReceiver | None:
     return SlotReceiver(
         config.transport,
         config.nixl_slots,
+        num_transfers=config.slots,
         allow_tcp=config.allow_tcp,
         interface_of=split_address(config.listen)[0],
     )

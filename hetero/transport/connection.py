@@ -2,6 +2,8 @@
 
     u32 bytes of the message, u32 bytes of the rows, the message sealed, the rows sealed
 
+The message begins with the second of these sizes again, under its seal.
+
 Calls block, and let other threads run meanwhile. One thread at a time may receive. At each end rows
 are copied twice at most: sealed and handed to the kernel, or taken from the kernel and (by the
 caller) put in their place.
@@ -37,6 +39,7 @@ MAX_ROWS_BYTES = 4 * 2**20
 MAX_MESSAGE_BYTES = 2**20
 
 _SIZES = struct.Struct("<II")
+_ROWS_BYTES = struct.Struct("<I")
 _NO_ROWS = memoryview(b"")
 
 # What is over may still say its last word for so long.
@@ -112,7 +115,7 @@ class Connection:
         return self._opening.open(rows)
 
     def last_word(self, message: bytes) -> None:
-        """Say a short message if the peer takes it at once, and nothing more. Any thread may."""
+        """Say a short message if the peer takes it soon, and nothing more. Any thread may."""
         if self._turn_to_send.acquire(timeout=_LAST_TURN_S):
             with suppress(OSError):  # the peer is gone, or doesn't listen
                 self._socket.sendmsg(self._sealed(message, 0), (), socket.MSG_DONTWAIT)
@@ -136,10 +139,19 @@ class Connection:
             )
         if message_bytes + TAG_BYTES > len(self._message):
             self._message = memoryview(bytearray(message_bytes + TAG_BYTES))
-        message = self._open(self._message[: message_bytes + TAG_BYTES])
+        said = self._open(self._message[: message_bytes + TAG_BYTES])
+        # The sizes before it could have been changed to swallow the next message as rows.
+        if said.nbytes < _ROWS_BYTES.size or _ROWS_BYTES.unpack_from(said)[0] != rows_bytes:
+            raise PeerError("frame: need the sizes that were sent, have others")
+        message = said[_ROWS_BYTES.size :]
         if not rows_bytes:
             return message, None
         return message, self._open(self._rows[: rows_bytes + TAG_BYTES])
+
+    @property
+    def local_host(self) -> str:
+        """This machine's address on it."""
+        return str(self._socket.getsockname()[0])
 
     def finish(self) -> None:
         """Nothing more will be sent; the peer may still be heard. Any thread may say so."""
@@ -153,8 +165,9 @@ class Connection:
         self._socket.close()
 
     def _sealed(self, message: bytes, rows_bytes: int) -> list[memoryview | bytes]:
-        sizes = _SIZES.pack(len(message), rows_bytes)
-        return [sizes, *map(bytes, self._sealing.seal(memoryview(message)))]
+        said = _ROWS_BYTES.pack(rows_bytes) + message
+        sizes = _SIZES.pack(len(said), rows_bytes)
+        return [sizes, *map(bytes, self._sealing.seal(memoryview(said)))]
 
     def _open(self, sealed: memoryview) -> memoryview:
         self._fill(sealed)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hetero.errors import ConfigError, PeerError
 from hetero.transport.connection import split_address
@@ -36,6 +36,13 @@ Welcome = Callable[[Hello, socket.socket], None]
 
 
 @dataclass(eq=False)
+class _Expected:
+    key: bytes
+    welcome: Welcome
+    seen: set[bytes] = field(default_factory=set)  # hellos: somebody may have recorded one
+
+
+@dataclass(eq=False)
 class _Stranger:
     sock: socket.socket
     deadline: float
@@ -54,7 +61,7 @@ class Door:
         host, port = self._listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         self.address = advertise or f"tcp://{host}:{port}"
-        self._expected: dict[str, tuple[bytes, Welcome]] = {}  # by ticket id: its key
+        self._expected: dict[str, _Expected] = {}  # by ticket id
         self._lock = threading.Lock()
         self._strangers: dict[socket.socket, _Stranger] = {}  # the oldest first
         self._wake: Mailbox[None] = Mailbox()
@@ -65,7 +72,7 @@ class Door:
     def expect(self, ticket_id: str, key: bytes, welcome: Welcome) -> None:
         """From now on whoever holds the ticket's key may come in, as often as it likes."""
         with self._lock:
-            self._expected[ticket_id] = key, welcome
+            self._expected[ticket_id] = _Expected(key, welcome)
 
     def forget(self, ticket_id: str) -> None:
         with self._lock:
@@ -134,14 +141,25 @@ class Door:
         hello = None
         with suppress(PeerError):
             hello = read_hello(stranger.said)
+        expected = None
         if hello is not None:
             with self._lock:
-                key, welcome = self._expected.get(hello.ticket_id, (b"", None))
-            if welcome is not None and hello.is_from_holder_of(key):
-                welcome(hello, stranger.sock)
-                return
-        logger.info("a connection without a valid ticket was closed")
-        stranger.sock.close()
+                expected = self._expected.get(hello.ticket_id)
+        if (
+            hello is None
+            or expected is None
+            or hello.raw in expected.seen
+            or not hello.is_from_holder_of(expected.key)
+        ):
+            logger.debug("a connection without a valid ticket was closed")
+            stranger.sock.close()
+            return
+        expected.seen.add(hello.raw)
+        try:
+            expected.welcome(hello, stranger.sock)
+        except Exception:  # of this one; the door stays open for others
+            logger.exception("a connection could not be taken in")
+            stranger.sock.close()
 
 
 def _listen(address: str) -> socket.socket:

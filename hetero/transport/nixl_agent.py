@@ -64,6 +64,7 @@ class NixlAgent:
         Raises: ConfigError if NIXL or the hardware is missing.
         """
         self.transport = transport
+        self._interface_of = interface_of
         self.name = f"hetero-{uuid.uuid4().hex[:16]}"  # never another's, also after a restart
         self.memory = np.frombuffer(mmap.mmap(-1, num_slots * SLOT_BYTES), np.uint8)
         self._lock = threading.Lock()
@@ -72,6 +73,11 @@ class NixlAgent:
             raise ConfigError(
                 "transport nixl-rdma: need an RDMA device, have none in "
                 f"{_RDMA_DEVICES}; load its driver, or set `transport: tcp`"
+            )
+        if transport == "nixl-tcp":
+            logger.warning(
+                "transport nixl-tcp: who reaches UCX's port can write to this process's memory; "
+                "use it only on a network whose every machine is trusted"
             )
         settings = dict(_SETTINGS[transport])
         if transport == "nixl-tcp" and interface_of is not None:
@@ -176,14 +182,14 @@ class NixlAgent:
 
         Raises: ConfigError
         """
-        other = NixlAgent(self.transport, 1)
-        self.memory[:8] = other.memory[-8:] = 7
+        other = NixlAgent(self.transport, 1, interface_of=self._interface_of)
+        self.memory[:SLOT_BYTES] = 7
         try:
             self.connect(other.ring())
             self.write(0, SLOT_BYTES, other.ring(), 0, _PROBE_S)
         except PeerError as error:
             raise ConfigError(f"transport {self.transport}: {error}") from None
-        if not np.array_equal(other.memory[:8], self.memory[:8]):
+        if not (other.memory == 7).all():
             raise ConfigError(f"transport {self.transport}: a write was said to be done and is not")
         self._forget(other.name)
         other.close()

@@ -25,17 +25,18 @@ class SlotReceiver:
         transport: TransportName,
         num_slots: int,
         *,
+        num_transfers: int,
         allow_tcp: bool = False,
         interface_of: str | None = None,
     ) -> None:
-        """allow_tcp: rows may come over the connections, too.
+        """num_transfers: at once. allow_tcp: rows may come over the connections, too.
 
         Raises: ConfigError if NIXL can't do it here.
         """
         self._agent = NixlAgent(transport, num_slots, interface_of=interface_of)
         self._agent.prove()
         self.ring: SlotRing | None = self._agent.ring()
-        self._book = SlotBook(num_slots)
+        self._book = SlotBook(num_slots, num_transfers)
         self._lock = threading.Lock()  # of the book
         self._allow_tcp = allow_tcp
 

@@ -12,16 +12,17 @@ _MAX_LENT = 8
 
 
 class SlotBook:
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, num_transfers: int) -> None:
+        """num_transfers: that there may be at once; each gets its share."""
+        self._share = max(1, min(_MAX_LENT, num_slots // num_transfers))
         self._free = list(range(num_slots))
         self._lent: dict[str, tuple[int, ...]] = {}  # by ticket id
         self._quarantined: list[tuple[float, tuple[int, ...]]] = []  # until then
 
     def lend(self, ticket_id: str, now: float) -> tuple[int, ...]:
-        """Half of what is free, so that whoever comes next gets some; none if there are none."""
+        """A share of all, so that whoever comes next gets one, too; none if there are none."""
         self._end_quarantines(now)
-        num_slots = min(_MAX_LENT, (len(self._free) + 1) // 2)
-        slots, self._free = tuple(self._free[:num_slots]), self._free[num_slots:]
+        slots, self._free = tuple(self._free[: self._share]), self._free[self._share :]
         self._lent[ticket_id] = slots
         return slots
 

@@ -1,6 +1,7 @@
 """The receiving side of transfers: a thread for each connection that a source makes."""
 
 import threading
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from socket import socket
@@ -84,7 +85,9 @@ class TcpSink:
         """Take no more of a transfer, and tell its source why. Unknown ids are fine."""
         inbound = self._take_out(ticket_id)
         if inbound is not None:
-            self._end(inbound, reason)
+            # Not on this thread: a peer that takes nothing would make it wait.
+            refuse = partial(_refuse, *self._end(inbound, reason))
+            threading.Thread(target=refuse, daemon=True).start()
 
     def close(self) -> None:
         """Closes the door, too."""
@@ -99,21 +102,16 @@ class TcpSink:
         with self._lock:
             return self._inbound.pop(ticket_id, None)
 
-    def _end(self, inbound: _Inbound, reason: str) -> None:
-        """No row is placed after this. What the source still sends is read and thrown away for a
-        moment, so that the refusal reaches it and is not lost in a reset connection."""
+    def _end(self, inbound: _Inbound, reason: str) -> tuple[list[Connection], Refused]:
+        """No row is placed after this. Whom to tell, and what."""
         transfer = inbound.transfer
         transfer.end()
-        refusal = Refused(ticket_id=transfer.ticket.ticket_id, reason=reason[:MAX_REASON_CHARS])
         with self._lock:
             inbound.has_ended = True
             connections = list(inbound.connections.values())
             self._release_if_over(inbound)
-        for connection in connections:
-            connection.last_word(encode(refusal))
-            tear = threading.Timer(GRACE_S, connection.break_off)
-            tear.daemon = True
-            tear.start()
+        ticket_id = transfer.ticket.ticket_id
+        return connections, Refused(ticket_id=ticket_id, reason=reason[:MAX_REASON_CHARS])
 
     def _release_if_over(self, inbound: _Inbound) -> None:
         """Once its last connection has ended, too: until then its source may write."""
@@ -125,8 +123,9 @@ class TcpSink:
         """Unless it is over already."""
         ticket_id = inbound.transfer.ticket.ticket_id
         if self._take_out(ticket_id) is not None:
-            self._end(inbound, str(error))
-            self.events.put(Broke(ticket_id, error))
+            _refuse(*self._end(inbound, str(error)))
+            # Anew: the one that was raised holds on to every frame of its stack, and to the blob.
+            self.events.put(Broke(ticket_id, PeerError(str(error))))
 
     def _welcome(self, inbound: _Inbound, hello: Hello, sock: socket) -> None:
         try:
@@ -146,7 +145,13 @@ class TcpSink:
             return
         name = f"sink stream {hello.stream}"
         arguments = (inbound, connection, hello.stream)
-        threading.Thread(target=self._serve, args=arguments, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, args=arguments, name=name, daemon=True).start()
+        except RuntimeError as error:  # the system has no thread left
+            with self._lock:
+                del others[hello.stream]
+            connection.close()
+            self._break(inbound, PeerError(f"decode node: {error}"))
 
     def _serve(self, inbound: _Inbound, connection: Connection, stream: int) -> None:
         """A connection's thread, until its source closes it or the transfer is over."""
@@ -158,12 +163,13 @@ class TcpSink:
         except OSError as error:
             lease_s = inbound.transfer.ticket.lease_s
             self._break(inbound, failure("prefill node", error, lease_s))
-        with self._lock:
-            del inbound.connections[stream]
-            inbound.is_written_to |= not has_left
-            is_last = not inbound.connections
-            self._release_if_over(inbound)
-        connection.close()
+        finally:
+            with self._lock:
+                del inbound.connections[stream]
+                inbound.is_written_to |= not has_left
+                is_last = not inbound.connections
+                self._release_if_over(inbound)
+            connection.close()
         # A source that has its last credit may close one connection before Done is read on another.
         if is_last and inbound.transfer.state is not State.DONE:
             self._break(inbound, PeerError("the prefill node hung up before its last row"))
@@ -172,12 +178,18 @@ class TcpSink:
         """Whether its last word was that it writes no more. Raises: PeerError, OSError."""
         transfer = inbound.transfer
         has_left = False
+        done_at = float("inf")
         while (received := connection.receive()) is not None:
+            if time.monotonic() > done_at + transfer.ticket.lease_s:
+                break  # it has its credit, and nothing more to say
             message = decode_to_sink(received[0])
+            if received[1] is not None and not isinstance(message, Rows):
+                raise PeerError(f"{type(message).__name__}: need no rows after it, have some")
             has_left = isinstance(message, NoMoreWrites)
             if not has_left:
                 self._take(inbound, message, received[1], connection)
             if transfer.state is State.DONE:
+                done_at = min(done_at, time.monotonic())
                 self._arrive(transfer.ticket.ticket_id)
         return has_left
 
@@ -209,3 +221,13 @@ class TcpSink:
         if inbound is not None:
             self._carrier.release(inbound.transfer.ticket, is_written_to=False)
             self.events.put(Arrived(ticket_id))
+
+
+def _refuse(connections: list[Connection], refusal: Refused) -> None:
+    """What the source still sends is read and thrown away for a moment, so that the refusal reaches
+    it and is not lost in a reset connection."""
+    for connection in connections:
+        connection.last_word(encode(refusal))
+        tear = threading.Timer(GRACE_S, connection.break_off)
+        tear.daemon = True
+        tear.start()

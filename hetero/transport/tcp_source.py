@@ -64,6 +64,11 @@ class TcpSource:
         with self._turn:
             self._add_stream()
 
+    @property
+    def num_connections(self) -> int:
+        """That it has dialled so far."""
+        return self._num_streams
+
     def put(self, frame: RowFrame) -> None:
         """Hand a frame over; its rows must not be written to any more."""
         with self._turn:
@@ -196,6 +201,8 @@ class TcpSource:
         """Credit and refusals, until the connection ends."""
         try:
             while (received := connection.receive()) is not None:
+                if received[1] is not None:
+                    raise PeerError("decode node: need no rows from it, have some")
                 self._take(received[0])
             self._end(PeerError(f"decode node at {self.transfer.ticket.address}: it hung up"))
         except PeerError as error:
@@ -228,7 +235,8 @@ class TcpSource:
             if error is not None:
                 self.transfer.state = State.ENDED
             self._let_go()
-        self._on_end(error)
+        # Anew: the one that was raised holds on to every frame of its stack.
+        self._on_end(None if error is None else PeerError(str(error)))
 
     def _let_go(self) -> None:
         """Every thread comes to its end; one that the peer keeps waiting is torn away."""

@@ -58,7 +58,8 @@ class Window:
         self.delay = 0.0  # seconds from sending a frame to its credit, the shortest seen lately
         self._delay_at = 0.0
         self._is_probing = False
-        self._rates: deque[tuple[float, float]] = deque()  # time, bytes per second
+        # Time and bytes per second, each more than all that came after it: the first is the most.
+        self._rates: deque[tuple[float, float]] = deque()
         self._largest_frame = 0
         self._in_flight = 0
         self._delivered = 0
@@ -83,7 +84,7 @@ class Window:
     @property
     def rate(self) -> float:
         """Bytes per second: the best that was measured lately."""
-        return max((rate for _, rate in self._rates), default=0.0)
+        return self._rates[0][1] if self._rates else 0.0
 
     def sent(self, num_bytes: int, now: float) -> Departure:
         """A frame leaves; give what this returns back when its credit comes."""
@@ -108,7 +109,10 @@ class Window:
         self._delivered_at, self._delivered_sent_at = now, frame.sent_at
         # Credits may come in a bunch, or frames leave in one: the slower of both is the path's.
         seconds = max(now - frame.delivered_at, frame.sent_at - frame.delivered_sent_at, 1e-6)
-        self._rates.append((now, (self._delivered - frame.delivered) / seconds))
+        rate = (self._delivered - frame.delivered) / seconds
+        while self._rates and self._rates[-1][1] <= rate:
+            self._rates.pop()
+        self._rates.append((now, rate))
         while self._rates[0][0] < now - _RATE_MEMORY_S:
             self._rates.popleft()
         self._time(frame, now)

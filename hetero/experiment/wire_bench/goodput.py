@@ -35,7 +35,7 @@ def measure(settings: Settings, rate: str, say: Say) -> list[Figure]:
 
 @dataclass(frozen=True)
 class _Round:
-    """Bytes per second, all within a minute."""
+    """Bytes per second, one after the other."""
 
     iperf3: float
     hetero: dict[TransportName, LinkProfile]
@@ -108,6 +108,7 @@ def _figure(
             "plain_source_cores": [one.source_cores.median for one in plain],
             "plain_sink_cores": [one.sink_cores.median for one in plain],
             "restore_s": [row.restore_s.median for row in rows],
+            "connections_used": [row.connections_used.median for row in rows],
             "rtt_s": [profile.rtt_s.median for profile in profiles],
         },
         parameters={
@@ -119,7 +120,7 @@ def _figure(
             "kv_type": settings.kv_type,
             "transfer_bytes": profiles[0].transfer_bytes,
             "window_bytes": rows[-1].window_bytes,
-            "connections": "as the window asks",
+            "connections": "as the window asks, for each of up to two transfers under way",
         },
     )
 
