@@ -11,6 +11,7 @@ import msgspec
 
 from hetero.errors import HeteroError, PeerError
 from hetero.kv.layout import KVLayout
+from hetero.tickets import STRENGTH as STRENGTH
 from hetero.tickets import Count as Count
 from hetero.tickets import Name as Name
 from hetero.tickets import SealName as SealName
@@ -130,6 +131,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     attention: str
     seal: SealName  # a decode node's transfers have it; a prefill node takes none weaker
     transport: TransportName = "tcp"
+    allow_tcp: bool = False  # where the other has nothing else
     versions: dict[str, str]
 
 
@@ -149,6 +151,10 @@ class Hello(Message, frozen=True, kw_only=True):
 
 class Heartbeat(Message, frozen=True, kw_only=True):
     load: NodeLoad
+
+
+class Goodbye(Message, frozen=True, kw_only=True):
+    """The node is being stopped."""
 
 
 class Reserved(Message, frozen=True, kw_only=True):
@@ -341,7 +347,16 @@ class Refused(Message, frozen=True, kw_only=True):
 
 
 ToRouter = (
-    Hello | Heartbeat | Reserved | FirstTokens | Sent | Joined | Generated | Finished | Failed
+    Hello
+    | Heartbeat
+    | Goodbye
+    | Reserved
+    | FirstTokens
+    | Sent
+    | Joined
+    | Generated
+    | Finished
+    | Failed
 )
 ToNode = WhoAreYou | Welcome | Unwelcome | Reserve | Generate | Prefill | Renew | Cancel
 ToSink = Open | Rows | Done | Abort | NoMoreWrites | Alive

@@ -9,6 +9,7 @@ Name = Annotated[str, msgspec.Meta(max_length=200)]
 
 # How the bytes of a transfer are protected, the weakest first: see `transport.seals`.
 SealName = Literal["none", "mac", "aead"]
+STRENGTH: tuple[SealName, ...] = ("none", "mac", "aead")
 
 # What carries a transfer's rows: its connections, or NIXL over what its name says.
 TransportName = Literal["tcp", "nixl-rdma", "nixl-shm", "nixl-tcp"]

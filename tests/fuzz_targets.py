@@ -15,6 +15,7 @@ from hetero.kv.layout import kv_layout
 from hetero.kv.rows import RowFrame
 from hetero.kv.staging import StagingBlob
 from hetero.messages import (
+    STRENGTH,
     WIRE_VERSION,
     Abort,
     Alive,
@@ -40,7 +41,7 @@ from hetero.transport.handshake import (
     make_welcome,
     read_hello,
 )
-from hetero.transport.seals import STRENGTH, TAG_BYTES, make_seal
+from hetero.transport.seals import TAG_BYTES, make_seal
 from hetero.transport.transfer import SinkTransfer, SourceTransfer, State
 
 KEY = bytes(range(32))
@@ -146,8 +147,9 @@ def frames(raw: bytes) -> None:
     if is_honest:
         message, rows = body[::2], body[1::2]
         sealing = make_seal(seal, KEYS.to_sink)
-        pieces = [struct.pack("<II", len(message), len(rows))]
-        pieces += map(bytes, sealing.seal(memoryview(message)))
+        said = struct.pack("<I", len(rows)) + message
+        pieces = [struct.pack("<II", len(said), len(rows))]
+        pieces += map(bytes, sealing.seal(memoryview(said)))
         pieces += map(bytes, sealing.seal(memoryview(rows))) if rows else ()
         body = b"".join(pieces)
     connection = Connection(BytesSocket(body), seal, KEYS, is_source=False)

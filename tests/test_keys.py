@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from pathlib import Path
 
 import pytest
 import zmq
@@ -217,13 +218,15 @@ def test_one_interface_is_taken(host):
 
 def test_nodes_refuse_to_start_without_good_keys(tmp_path):
     router = {"name": "r", "model": "none.gguf", "keys": str(tmp_path)}
-    with pytest.raises(ConfigError, match=r"r\.key_secret: can't read the key: no such file"):
+    with pytest.raises(
+        ConfigError, match=r"r\.key_secret: can't read the key's file: no such file"
+    ):
         run_router(RouterConfig(**router), print)
     with pytest.raises(ConfigError, match="control: need the address"):
         run_router(RouterConfig(**router, control="tcp://0.0.0.0:7070"), print)
     node = {"name": "d", "model": "none.gguf", "router": "tcp://127.0.0.1:9"}
     key = make_key(tmp_path, "d")
-    with pytest.raises(ConfigError, match=r"e\.key_secret: can't read the key"):
+    with pytest.raises(ConfigError, match=r"e\.key_secret: can't read the key's file"):
         run_decode(
             DecodeConfig(**node, key=str(tmp_path / "e.key_secret"), router_key=key.public), print
         )
@@ -282,3 +285,10 @@ def test_no_verb_prints_a_secret(tmp_path, capsys):
     said = "".join(capsys.readouterr())
     assert load_key(tmp_path / "x.key_secret").public in said
     assert secret_of(tmp_path / "x.key_secret") not in said
+
+
+def test_a_secret_in_the_place_of_a_files_name_is_not_repeated():
+    secret = "x" * 40
+    with pytest.raises(ConfigError, match="what stands there") as error:
+        load_key(Path(secret))
+    assert secret not in str(error.value)

@@ -23,6 +23,7 @@ from hetero.messages import (
     Failed,
     Fingerprint,
     FirstTokens,
+    Goodbye,
     Heartbeat,
     Hello,
     ModelFingerprint,
@@ -385,3 +386,8 @@ def test_rows_of_prompts_read_together_are_whole(torch_node):
     for _ in "ab":
         assert node.receive_all().staging.is_complete
     node.until(Heartbeat, lambda beat: beat.load.kv_bytes_held == 0)
+
+
+def test_a_node_that_is_stopped_says_goodbye(node):
+    node.node.stop()
+    node.until(Goodbye)

@@ -128,3 +128,26 @@ def test_what_no_node_can_ever_take_is_refused_with_need_and_have():
 def test_without_a_decode_node_the_request_may_be_tried_later():
     with pytest.raises(PlanError, match="need a ready node, have none"):
         route([node("p", "prefill")])
+
+
+@pytest.mark.parametrize(
+    ("of_decode", "of_prefill", "obstacle"),
+    [
+        ({}, {}, None),
+        ({"seal": "mac"}, {"seal": "none"}, None),
+        ({"seal": "mac"}, {"seal": "aead"}, "seal: mac here, aead there"),
+        ({"transport": "nixl-shm"}, {"transport": "nixl-shm"}, None),
+        ({"transport": "nixl-shm"}, {}, "transport: nixl-shm here, tcp there"),
+        ({"transport": "nixl-shm", "allow_tcp": True}, {}, None),
+        ({}, {"transport": "nixl-tcp"}, "transport: tcp here, nixl-tcp there"),
+        ({}, {"transport": "nixl-tcp", "allow_tcp": True}, None),
+    ],
+)
+def test_nodes_that_would_refuse_each_other_are_not_paired(of_decode, of_prefill, obstacle):
+    nodes = [node("d", "decode", **of_decode), node("p", "prefill", **of_prefill)]
+    route = choose_route(
+        num_prompt_tokens=2000, max_tokens=10, num_choices=1, wish="auto", nodes=nodes
+    )
+    assert route.kind == ("local" if obstacle else "split")
+    if obstacle:
+        assert obstacle in route.reason

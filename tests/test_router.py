@@ -20,6 +20,7 @@ from hetero.messages import (
     FirstTokens,
     Generate,
     Generated,
+    Goodbye,
     Heartbeat,
     Hello,
     Joined,
@@ -319,6 +320,19 @@ def test_a_node_with_another_model_may_not_serve(vocab):
         assert made.health() == {}
         with pytest.raises(PlanError, match="need a ready node"):
             await anext(made.generate())
+
+    run(scenario, vocab)
+
+
+def test_a_node_that_says_goodbye_is_lost_at_once(vocab):
+    async def scenario(made):
+        decode = await made.add("d", "decode")
+        asking = asyncio.create_task(collect(made.generate(route="local")))
+        await decode.hear(Generate)
+        await decode.say(Goodbye())
+        with pytest.raises(NodeLostError, match="node d was stopped; send the request again"):
+            await asking
+        assert made.router.status()["nodes"][1]["health"] == "lost"
 
     run(scenario, vocab)
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetero.errors import PeerError
-from hetero.transport.seals import STRENGTH, TAG_BYTES, make_seal
+from hetero.messages import STRENGTH
+from hetero.transport.seals import TAG_BYTES, make_seal
 
 KEY = hashlib.sha256(b"a key").digest()
 PIECES = [b"first", b"", b"second" * 1000, b"third"]

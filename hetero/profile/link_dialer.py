@@ -74,7 +74,12 @@ class LinkDialer:
     def __init__(self, address: str, key: str) -> None:
         """Raises: ConfigError for a malformed key, or where this machine lacks the listening end's
         transport; PeerError if nobody with that key is there."""
-        self._session = dial(session_ticket(key, address), 0, timeout_s=10.0)
+        try:
+            self._session = dial(session_ticket(key, address), 0, timeout_s=10.0)
+        except PeerError as error:
+            raise PeerError(
+                f"{error}; does `hetero profile link --listen` run there, and is this its key?"
+            ) from None
         self.description = ask(self._session, Describe(), Description)
         transport = self.description.transport
         self._buffers = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hetero.errors import ConfigError, PlanError
-from hetero.messages import NodeInfo
+from hetero.messages import STRENGTH, NodeInfo
 
 Wish = Literal["auto", "local", "split"]
 
@@ -109,10 +109,20 @@ def _prefill_node(
     if not fitting:
         have = max(node.info.context_tokens for node in ready)
         return None, f"need a prefill node for {num_prompt_tokens} tokens, have at most {have}"
-    paired = [n for n in fitting if n.info.fingerprint == decode.info.fingerprint]
+    obstacles = {node.info.name: why_not_pair(decode.info, node.info) for node in fitting}
+    paired = [node for node in fitting if not obstacles[node.info.name]]
     if not paired:
-        differences = decode.info.fingerprint.differences(fitting[0].info.fingerprint)
-        return None, (
-            f"{decode.info.name} and {fitting[0].info.name} must not pair: {'; '.join(differences)}"
-        )
+        first = fitting[0].info.name
+        return None, f"{decode.info.name} and {first} must not pair: {obstacles[first]}"
     return min(paired, key=lambda node: (node.num_requests, node.info.name)), ""
+
+
+def why_not_pair(decode: NodeInfo, prefill: NodeInfo) -> str:
+    """What in two nodes' files keeps one from handing over to the other; empty if nothing does."""
+    found = decode.fingerprint.differences(prefill.fingerprint)
+    if STRENGTH.index(decode.seal) < STRENGTH.index(prefill.seal):
+        found.append(f"seal: {decode.seal} here, {prefill.seal} there")
+    through_nixl = [node for node in (decode, prefill) if node.transport != "tcp"]
+    if decode.transport != prefill.transport and not all(one.allow_tcp for one in through_nixl):
+        found.append(f"transport: {decode.transport} here, {prefill.transport} there")
+    return "; ".join(found)

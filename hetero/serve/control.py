@@ -13,6 +13,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from hetero.errors import ConfigError, PeerError
 from hetero.messages import (
+    Goodbye,
     Heartbeat,
     Hello,
     Message,
@@ -45,6 +46,10 @@ _LINE_EVENTS = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _HANDSHAKE_
 
 # A prompt of a million tokens is 5 MB of ids; nothing else on this line is large.
 MAX_CONTROL_BYTES = 64 * 2**20
+
+
+# For the last message to leave, if the router is there to take it.
+_GOODBYE_MS = 500
 
 
 class ControlLink:
@@ -112,9 +117,11 @@ class ControlLink:
         return self._next_heartbeat - now
 
     def close(self) -> None:
+        """Says goodbye, so that nobody waits for this node."""
+        self.send(Goodbye())
         self.socket.disable_monitor()
         self._monitor.close()
-        self.socket.close()
+        self.socket.close(linger=_GOODBYE_MS)
 
     def _watch_line(self) -> None:
         while self._monitor.poll(0):

@@ -21,6 +21,7 @@ from hetero.messages import (
     Failed,
     FirstTokens,
     Generated,
+    Goodbye,
     Heartbeat,
     Hello,
     Joined,
@@ -275,6 +276,8 @@ class Router:
         match message:
             case Heartbeat():
                 node.load = message.load
+            case Goodbye():
+                self._lose(node, "was stopped")
             case Generated():
                 for token in message.tokens:
                     self._deliver(name, token.request_id, token)

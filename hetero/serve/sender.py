@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 from hetero.errors import PeerError
 from hetero.kv.rows import RowFrame
-from hetero.messages import Fingerprint, Message, SealName, Sent, Ticket, Token, failed
+from hetero.messages import STRENGTH, Fingerprint, Message, SealName, Sent, Ticket, Token, failed
 from hetero.transport.mailbox import Mailbox
 from hetero.transport.nixl_source import SendBuffers, row_sender
-from hetero.transport.seals import STRENGTH
 from hetero.transport.tcp_source import TcpSource
 from hetero.transport.transfer import SourceTransfer
 
@@ -102,13 +101,15 @@ class Sender:
 
     def abort(self, outbound: Outbound, reason: str) -> None:
         assert outbound.source is not None
+        with self._lock:
+            outbound.error = outbound.error or PeerError(reason)  # what is still put is dropped
         outbound.source.abort(reason)
         self._let_go(outbound)
 
     def cancel(self, request_id: str) -> None:
-        """Abort what of a request is handed over already; the rest is the computing thread's."""
+        """Abort its transfer now, whatever the computing thread is at."""
         with self._lock:
-            live = [one for one in self._live if one.request_id == request_id and one.is_finished]
+            live = [one for one in self._live if one.request_id == request_id and one.source]
         for outbound in live:
             self.abort(outbound, "cancelled by the router")
 

@@ -164,6 +164,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
             attention=engine.attention,
             seal=config.seal,
             transport=config.transport,
+            allow_tcp=config.allow_tcp,
             versions=_versions("torch") if engine.name == "torch" else _versions(),
         )
         node = PrefillNode(worker, info, router=router, context=context)
@@ -184,6 +185,12 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
         )
     fingerprint = Fingerprint(model=fingerprint_model(config.model), layout=layout)
     check_interface("listen", config.listen)
+    if _is_loopback(config.listen) and not _is_loopback(config.router) and not config.advertise:
+        raise ConfigError(
+            f"listen: need this machine's address on the network of {config.router}, for prefill "
+            f"nodes to dial, have {config.listen}; for prefill nodes on this machine alone, "
+            "set `advertise` to the same"
+        )
     with zmq.Context() as context:
         receiver = _slot_receiver(config)
         sink = TcpSink(Door(config.listen, config.advertise), receiver)
@@ -215,6 +222,7 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
             attention="llama",
             seal=config.seal,
             transport=config.transport,
+            allow_tcp=config.allow_tcp,
             versions=_versions(),
         )
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -249,6 +257,11 @@ def _slot_receiver(config: DecodeConfig) -> SlotReceiver | None:
         allow_tcp=config.allow_tcp,
         interface_of=split_address(config.listen)[0],
     )
+
+
+def _is_loopback(address: str) -> bool:
+    host = split_address(address)[0]
+    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def _address_towards(address: str) -> str:

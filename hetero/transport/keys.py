@@ -86,8 +86,9 @@ def load_key(path: Path) -> KeyPair:
             )
         return _key_pair(path)
     except OSError as error:
+        name = "what stands there" if _looks_like_a_key(str(path)) else str(path)
         raise ConfigError(
-            f"{path}: can't read the key: {_reason(error)}; `hetero keys make` makes one"
+            f"{name}: can't read the key's file: {_reason(error)}; `hetero keys make` makes one"
         ) from None
 
 
@@ -113,6 +114,11 @@ def read_public_key(path: Path) -> str:
             "machine it was made on; give the .key file beside it"
         )
     return check_public_key(public.decode("ascii", "replace"), str(path))
+
+
+def _looks_like_a_key(text: str) -> bool:
+    """Then it may be a secret, put where a file's name belongs: not to be repeated."""
+    return len(text) == 40 and not text.endswith(SECRET_SUFFIX)
 
 
 def check_public_key(text: str, which: str) -> str:

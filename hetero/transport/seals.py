@@ -24,9 +24,6 @@ from hetero.messages import SealName
 TAG_BYTES = 16
 KEY_BYTES = 32
 
-# From the weakest to the strongest.
-STRENGTH: tuple[SealName, ...] = ("none", "mac", "aead")
-
 _DAMAGED = "{} bytes: need them as they were sent, have them changed, out of turn or twice"
 
 
