@@ -11,7 +11,6 @@ import msgspec
 
 from hetero.errors import HeteroError, PeerError
 from hetero.kv.layout import KVLayout
-from hetero.tickets import STRENGTH as STRENGTH
 from hetero.tickets import Count as Count
 from hetero.tickets import Name as Name
 from hetero.tickets import SealName as SealName

@@ -15,7 +15,6 @@ from hetero.kv.layout import kv_layout
 from hetero.kv.rows import RowFrame
 from hetero.kv.staging import StagingBlob
 from hetero.messages import (
-    STRENGTH,
     WIRE_VERSION,
     Abort,
     Alive,
@@ -31,6 +30,7 @@ from hetero.messages import (
     Token,
     encode,
 )
+from hetero.tickets import STRENGTH
 from hetero.transport.connection import Connection
 from hetero.transport.handshake import (
     MAX_HELLO_BYTES,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetero.errors import PeerError
-from hetero.messages import STRENGTH
+from hetero.tickets import STRENGTH
 from hetero.transport.seals import TAG_BYTES, make_seal
 
 KEY = hashlib.sha256(b"a key").digest()

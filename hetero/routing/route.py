@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hetero.errors import ConfigError, PlanError
-from hetero.messages import STRENGTH, NodeInfo
+from hetero.messages import NodeInfo
+from hetero.tickets import STRENGTH
 
 Wish = Literal["auto", "local", "split"]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from hetero.errors import PeerError
 from hetero.kv.rows import RowFrame
-from hetero.messages import STRENGTH, Fingerprint, Message, SealName, Sent, Ticket, Token, failed
+from hetero.messages import Fingerprint, Message, SealName, Sent, Ticket, Token, failed
+from hetero.tickets import STRENGTH
 from hetero.transport.mailbox import Mailbox
 from hetero.transport.nixl_source import SendBuffers, row_sender
 from hetero.transport.tcp_source import TcpSource
