@@ -312,6 +312,16 @@ def test_a_reordered_or_late_frame_breaks_the_transfer(path, seal, to_sink, by):
     move.check_released()
 
 
+def both_break(path, seal, fault):
+    """A transfer with a fault: both ends end with an error, and nothing wrong is in its place."""
+    path.proxy.fault = fault
+    move = path.move(seal)
+    move.end()
+    move.check()
+    assert isinstance(move.sink_word, Broke)
+    assert isinstance(move.source_word, PeerError)
+
+
 @pytest.mark.parametrize("number", [2, 11])
 @pytest.mark.parametrize("seal", SEALS)
 def test_a_frame_of_an_earlier_transfer_is_not_taken_for_this_ones(path, seal, number):
@@ -324,12 +334,7 @@ def test_a_frame_of_an_earlier_transfer_is_not_taken_for_this_ones(path, seal, n
     def fault(unit: Unit) -> list[bytes]:
         return [recorded if unit.to_sink and unit.number == number else unit.raw]
 
-    path.proxy.fault = fault
-    move = path.move(seal)
-    move.end()
-    move.check()
-    assert isinstance(move.sink_word, Broke)
-    assert isinstance(move.source_word, PeerError)
+    both_break(path, seal, fault)
 
 
 @pytest.mark.parametrize("seal", SEALS)
@@ -341,12 +346,7 @@ def test_a_frame_of_the_same_connection_is_not_taken_again(path, seal):
             return [next(u.raw for u in path.proxy.units if u.to_sink and u.number == 5), unit.raw]
         return [unit.raw]
 
-    path.proxy.fault = fault
-    move = path.move(seal)
-    move.end()
-    move.check()
-    assert isinstance(move.sink_word, Broke)
-    assert isinstance(move.source_word, PeerError)
+    both_break(path, seal, fault)
 
 
 @pytest.mark.parametrize("seal", SEALS)
