@@ -17,9 +17,10 @@ from hetero.messages import (
     Sent,
     Ticket,
     Token,
+    failed,
 )
 from hetero.routing.route import Route
-from hetero.serve.flight import Flight
+from hetero.serve.flight import Flight, Heard
 from hetero.serve.service import Request
 
 SPLIT = Route(kind="split", decode_node="d", prefill_node="p", reason="")
@@ -65,7 +66,15 @@ SENT = Sent(request_id="r", kv_bytes=100, wire_s=0.125, last_group_s=0.0625)
 
 
 def fly(flight, messages):
-    return [update for message in messages for update in flight.take(message)]
+    """Each message from the node that says such things, unless it says from whom it is."""
+    updates = []
+    for message in messages:
+        is_prefill = isinstance(message, FirstTokens | Sent)
+        heard = (
+            message if isinstance(message, Heard) else Heard("p" if is_prefill else "d", message)
+        )
+        updates += flight.take(heard)
+    return updates
 
 
 def test_a_split_request_asks_for_room_first_and_then_for_the_prompt():
@@ -155,3 +164,14 @@ def test_nodes_stay_busy_until_each_has_said_its_last_word():
 def test_a_nodes_failure_is_raised_as_what_it_was(kind, error):
     with pytest.raises(error, match="out of cells"):
         fly(flight(), [Failed(request_id="r", kind=kind, message="out of cells")])
+
+
+def test_a_node_that_forgot_a_request_after_its_last_word_does_not_spoil_it():
+    f = flight()
+    forgotten = Heard("p", failed("r", PeerError("the node has forgotten it")))
+    assert fly(f, [first(5), SENT, forgotten, token(5), JOINED, finished("length")]) == [
+        token(5),
+        finished("length"),
+    ]
+    with pytest.raises(PeerError, match="forgotten"):
+        fly(flight(), [first(5), forgotten])

@@ -5,6 +5,7 @@ No I/O: the router feeds messages in, and takes updates and words to the nodes o
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from hetero.errors import (
     ConfigError,
@@ -38,6 +39,14 @@ _ERRORS = {
 }
 
 FromNode = Reserved | FirstTokens | Sent | Joined | Token | Finished | Failed
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A node's word on a request."""
+
+    node: str
+    message: FromNode
 
 
 class Flight:
@@ -102,11 +111,15 @@ class Flight:
         assert self.route.prefill_node is not None
         return self.route.prefill_node, self._prefill(message)
 
-    def take(self, message: FromNode) -> Iterator[Update]:
-        """What a node's message means for the client.
+    def take(self, heard: Heard) -> Iterator[Update]:
+        """What a node's message means for the client: nothing, after its last word. A node that is
+        asked to renew a request just ended says Failed, and that may be read right after the end.
 
         Raises: the HeteroError a node failed with.
         """
+        if heard.node not in self.busy_nodes:
+            return
+        message = heard.message
         match message:
             case FirstTokens():
                 self.timings.prefill_s = message.prefill_s

@@ -43,7 +43,7 @@ from hetero.messages import (
 )
 from hetero.routing.route import NodeView, choose_route
 from hetero.serve.control import HEARTBEAT_S
-from hetero.serve.flight import Flight, FromNode
+from hetero.serve.flight import Flight, FromNode, Heard
 from hetero.serve.leases import LEASE_S
 from hetero.serve.metrics import RouterMetrics
 from hetero.serve.service import ANSWERED, Request, ServedModel, Update
@@ -93,7 +93,7 @@ class Router:
         self._model = model
         self._fingerprint = fingerprint
         self._nodes: dict[str, _Node] = {}
-        self._flights: dict[str, tuple[Flight, asyncio.Queue[FromNode]]] = {}
+        self._flights: dict[str, tuple[Flight, asyncio.Queue[Heard]]] = {}
         self._outbox: asyncio.Queue[tuple[Peer, Message]] = asyncio.Queue()
         self._keys = keys
         self._listener: ControlListener | None = None
@@ -138,7 +138,7 @@ class Router:
         )
         reader = self._nodes[route.prefill_node or route.decode_node or ""].info
         flight = Flight(request, route, reader, self._model.vocab.end_tokens)
-        inbox: asyncio.Queue[FromNode] = asyncio.Queue()
+        inbox: asyncio.Queue[Heard] = asyncio.Queue()
         self._flights[request.request_id] = (flight, inbox)
         self.metrics_registry.prompt_tokens.inc(len(request.prompt))
         outcome = "cancelled"
@@ -170,17 +170,18 @@ class Router:
         return self.metrics_registry.text()
 
     async def _updates(
-        self, flight: Flight, inbox: "asyncio.Queue[FromNode]"
+        self, flight: Flight, inbox: "asyncio.Queue[Heard]"
     ) -> AsyncGenerator[Update, None]:
         metrics, kind = self.metrics_registry, flight.route.kind
         last_token_at: dict[int, float] = {}
         yield flight.summary()  # for whoever stops listening at the first token
         while not flight.has_ended:
-            message = await inbox.get()
+            heard = await inbox.get()
+            message = heard.message
             if isinstance(message, Reserved):
                 self._order(flight, *flight.reply(message))
                 continue
-            for update in flight.take(message):
+            for update in flight.take(heard):
                 if isinstance(update, Token):
                     now = time.perf_counter()
                     if update.choice in last_token_at:
@@ -296,7 +297,7 @@ class Router:
         if isinstance(message, Failed) and not flight.needs(name):
             flight.busy_nodes.discard(name)
         elif name in flight.busy_nodes:
-            inbox.put_nowait(message)
+            inbox.put_nowait(Heard(name, message))
 
     def _welcome(self, peer: Peer, message: Hello) -> None:
         info = message.info
@@ -351,12 +352,11 @@ class Router:
         node.is_lost = True
         for request_id in list(node.flights):
             flight, inbox = self._flights[request_id]
-            is_needed = flight.needs(node.info.name)
-            flight.busy_nodes.discard(node.info.name)
-            if not is_needed:
+            if not flight.needs(node.info.name):
+                flight.busy_nodes.discard(node.info.name)
                 continue
             lost = NodeLostError(f"node {node.info.name} {why}; send the request again")
-            inbox.put_nowait(failed(request_id, lost))
+            inbox.put_nowait(Heard(node.info.name, failed(request_id, lost)))
         node.abandoned = set(node.flights)
         node.flights.clear()
 
