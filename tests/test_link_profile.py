@@ -17,12 +17,12 @@ from hetero.cli import main
 from hetero.errors import ConfigError, PeerError
 from hetero.kv.layout import kv_layout
 from hetero.kv.staging import read_state
-from hetero.profile.cache_skeleton import cache_context
-from hetero.profile.link_dialer import LinkDialer, Mode
-from hetero.profile.link_key import new_key, session_ticket
-from hetero.profile.link_listener import LinkListener
-from hetero.profile.link_report import LinkProfile
-from hetero.profile.packed_prompt import packed_prompt
+from hetero.profile.link.cache_skeleton import cache_context
+from hetero.profile.link.dialer import LinkDialer, Mode
+from hetero.profile.link.key import new_key, session_ticket
+from hetero.profile.link.listener import LinkListener
+from hetero.profile.link.packed_prompt import packed_prompt
+from hetero.profile.link.report import LinkProfile
 from hetero.transport.door import Door
 
 LAYOUT = kv_layout(

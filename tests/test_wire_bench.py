@@ -9,7 +9,7 @@ import pytest
 from hetero.cli import main
 from hetero.experiment.wire_bench import goodput, link
 from hetero.experiment.wire_bench.settings import full_settings, quick_settings
-from hetero.profile.link_report import Goodput, LinkProfile, PlainStream, Range
+from hetero.profile.link.report import Goodput, LinkProfile, PlainStream, Range
 
 needs_lab = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("ip"), reason="a lab needs root and ip"

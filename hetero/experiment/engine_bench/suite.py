@@ -19,8 +19,8 @@ from hetero.experiment.engine_bench import (
 from hetero.experiment.engine_bench.memory_ceilings import memory_ceilings
 from hetero.experiment.engine_bench.settings import Settings
 from hetero.experiment.figures import Figure, Say
-from hetero.experiment.machine import provenance
 from hetero.experiment.measuring import chosen, measure_each
+from hetero.profile.provenance import provenance
 
 # By the name --only takes, the short ones first.
 FIGURES: dict[str, Callable[[Settings, Say], list[Figure]]] = {

@@ -19,9 +19,9 @@ from hetero.experiment.kernel_bench.device import free_memory, gpu_facts
 from hetero.experiment.kernel_bench.race import Bench
 from hetero.experiment.kernel_bench.settings import Settings
 from hetero.experiment.kernel_bench.stopwatch import GpuStopwatch, WallStopwatch
-from hetero.experiment.machine import provenance
 from hetero.experiment.measuring import Measurement, chosen, measure_each
 from hetero.prefill.triton_support import capability
+from hetero.profile.provenance import provenance
 
 # By the name --only takes.
 FIGURES: dict[str, Callable[[Bench], Iterator[tuple[str, Measurement]]]] = {

@@ -11,7 +11,7 @@ from hetero.experiment.figures import Figure, Say, Target, at_least
 from hetero.experiment.wire_bench.link import Link, shaped_link
 from hetero.experiment.wire_bench.settings import Settings
 from hetero.messages import TransportName
-from hetero.profile.link_report import Goodput, LinkProfile
+from hetero.profile.link.report import Goodput, LinkProfile
 
 # The promise is for the default seal, on the links that homelabs have.
 _TARGETS: dict[tuple[str, str, str], Target] = {

@@ -17,7 +17,7 @@ from hetero.experiment.wire_bench.settings import Settings
 from hetero.launch.lab.lab import Lab
 from hetero.launch.lab.lab_file import parse_topology
 from hetero.messages import TransportName
-from hetero.profile.link_report import LinkProfile
+from hetero.profile.link.report import LinkProfile
 
 _SOURCE, _SINK = "source", "sink"
 _FIRST_PORT = 7000

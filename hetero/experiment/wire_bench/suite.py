@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 from hetero.experiment.figures import Say
-from hetero.experiment.machine import provenance
 from hetero.experiment.measuring import chosen, measure_each
 from hetero.experiment.wire_bench import goodput
 from hetero.experiment.wire_bench.settings import Settings
+from hetero.profile.provenance import provenance
 
 
 def measure_wire(

@@ -22,8 +22,8 @@ from hetero.kv.layout import KVLayout
 from hetero.kv.staging import StagingBlob, StateLayout
 from hetero.llama.context import Context
 from hetero.messages import Fingerprint, ModelFingerprint, SealName, Ticket
-from hetero.profile.link_key import PATIENCE_S, SESSION, session_ticket
-from hetero.profile.link_protocol import (
+from hetero.profile.link.key import PATIENCE_S, SESSION, session_ticket
+from hetero.profile.link.protocol import (
     Answer,
     AskUsage,
     Await,

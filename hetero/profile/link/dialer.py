@@ -17,8 +17,9 @@ import numpy as np
 from hetero import __version__
 from hetero.errors import PeerError
 from hetero.messages import SealName, Token
-from hetero.profile.link_key import session_ticket
-from hetero.profile.link_protocol import (
+from hetero.profile.link.key import session_ticket
+from hetero.profile.link.packed_prompt import packed_prompt
+from hetero.profile.link.protocol import (
     AskUsage,
     Await,
     Describe,
@@ -33,8 +34,7 @@ from hetero.profile.link_protocol import (
     Usage,
     ask,
 )
-from hetero.profile.link_report import Goodput, LinkProfile, PlainStream, Range, range_of
-from hetero.profile.packed_prompt import packed_prompt
+from hetero.profile.link.report import Goodput, LinkProfile, PlainStream, Range, range_of
 from hetero.transport.connection import dial, dial_plain, failure
 from hetero.transport.nixl_source import SendBuffers, row_sender
 from hetero.transport.tcp_source import TcpSource

@@ -8,7 +8,7 @@ import msgspec
 from hetero.errors import PeerError
 from hetero.kv.layout import KVLayout
 from hetero.messages import Fingerprint, Message, Name, SealName, Ticket, TransportName
-from hetero.profile.link_key import PATIENCE_S
+from hetero.profile.link.key import PATIENCE_S
 from hetero.transport.connection import Connection, failure
 
 _T = TypeVar("_T")

@@ -42,8 +42,14 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True):
     window_bytes: int  # at the end of the last transfer
 
 
-class LinkProfile(msgspec.Struct, frozen=True, kw_only=True):
-    kind: str = "link"
+class LinkProfile(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="kind",
+    tag="link",
+):
     source: str
     sink: str
     date: str

@@ -1,0 +1,153 @@
+"""Profiles as files: YAML that is read back only if it is whole, and as it was measured.
+
+Each field of a file carries a digest of its content, so that an edited or half-copied file is
+refused with the field's name rather than believed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from blake3 import blake3
+
+from hetero.errors import ConfigError
+from hetero.messages import ModelFingerprint
+from hetero.profile.link.report import LinkProfile
+from hetero.profile.node_profile import NodeProfile
+
+Profile = NodeProfile | LinkProfile
+
+# Raised with every change that an older reader would misread.
+FORMAT = 1
+
+_KINDS: dict[str, type[NodeProfile] | type[LinkProfile]] = {
+    "node": NodeProfile,
+    "link": LinkProfile,
+}
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Whole or not at all: a file that is there stays as it is until the new one is complete.
+
+    Raises: ConfigError if it can't be written.
+    """
+    content = document(profile)
+    digests = {name: _digest(value) for name, value in content.items()}
+    partial = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(_text(content | {"digests": digests}))
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: can't write it: {(error.strerror or str(error)).lower()}"
+        ) from None
+
+
+def document(profile: Profile) -> dict[str, Any]:
+    """What a file of it says, less the digests."""
+    content: dict[str, Any] = msgspec.to_builtins(profile, str_keys=True)
+    kind = content.pop("kind")
+    return {"kind": kind, "format": FORMAT, **content}
+
+
+def read_node_profile(path: Path) -> NodeProfile:
+    """Raises: ConfigError as `read_profile` does, and for a link's."""
+    profile = read_profile(path)
+    if not isinstance(profile, NodeProfile):
+        raise ConfigError(f"{path}: kind: need a node's profile, have a link's")
+    return profile
+
+
+def read_profile(path: Path) -> Profile:
+    """Raises: ConfigError naming the file and the field that is missing, malformed or edited."""
+    content = _parsed(path)
+    kind = content.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ConfigError(f"{path}: kind: need {' or '.join(_KINDS)}, have {_shown(kind)}")
+    if content.get("format") != FORMAT:
+        raise ConfigError(
+            f"{path}: format: need {FORMAT}, have {_shown(content.get('format'))}; "
+            "measure again with this version of hetero"
+        )
+    digests = content.pop("digests", None)
+    if not isinstance(digests, dict):
+        raise ConfigError(f"{path}: digests: need those it was written with, have none; truncated?")
+    _check_digests(path, content, digests)
+    body = {name: value for name, value in content.items() if name != "format"}
+    try:
+        return msgspec.convert(body, _KINDS[kind], strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def require_model(profile: NodeProfile, fingerprint: ModelFingerprint, path: Path) -> None:
+    """Raises: ConfigError if the profile is of another model, naming the part that differs."""
+    known = profile.model.fingerprint
+    if known == fingerprint:
+        return
+    if known is None:
+        differs = f"random weights of the shape {profile.model.name}"
+    else:
+        parts = [
+            part
+            for part in ModelFingerprint.__struct_fields__
+            if getattr(known, part) != getattr(fingerprint, part)
+        ]
+        differs = f"{profile.model.name}, whose {' and '.join(parts)} differ"
+    raise ConfigError(
+        f"{path}: model: need a profile of this model, have one of {differs}; measure this one "
+        "with `hetero profile node -m MODEL`, or say --any-model"
+    )
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_bytes(), Loader=_LOADER)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: can't read it: {(error.strerror or str(error)).lower()}"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: need a profile's YAML, have: {_one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: need a profile's YAML, have {_shown(content)}")
+    return content
+
+
+def _check_digests(path: Path, content: dict[str, Any], digests: dict[str, Any]) -> None:
+    for name in sorted(content.keys() | digests.keys(), key=str):
+        if name not in content:
+            raise ConfigError(f"{path}: {name}: need it, have none; the file is truncated")
+        if name not in digests:
+            raise ConfigError(f"{path}: {name}: need a field of a profile, have one added to it")
+        if _digest(content[name]) != digests[name]:
+            raise ConfigError(
+                f"{path}: {name}: need what was measured, have it edited; measure again, or take "
+                "an unedited copy"
+            )
+
+
+def _digest(value: object) -> str:
+    return blake3(msgspec.json.encode(value, order="sorted")).hexdigest()[:16]
+
+
+def _text(content: dict[str, Any]) -> str:
+    # None: innermost collections on one line, so that a sample is one.
+    return str(
+        yaml.dump(content, Dumper=_DUMPER, sort_keys=False, default_flow_style=None, width=120)
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else repr(value)[:60]
+
+
+# libyaml's are ten times as fast; PyYAML is built without them where there is no C library.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

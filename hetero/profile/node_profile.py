@@ -1,0 +1,253 @@
+"""What one machine does with one model: the file that `hetero profile node` writes.
+
+Bytes and seconds; `_gb_s` is 1e9 bytes per second, `_tflops` 1e12 operations, a multiply-add being
+two. Where a number is measured, fitted to measurements or estimated from a datasheet, `source` of
+its section says so.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from hetero.messages import ModelFingerprint
+from hetero.profile.facts.report import Facts
+from hetero.profile.step_cost import StepCost
+
+Source = Literal["measured", "fitted", "estimated"]
+Role = Literal["prefill", "decode"]
+LoadMode = Literal["mmap", "read"]  # weights mapped from the page cache, or read into own memory
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class ModelShape(_Section, frozen=True, kw_only=True):
+    """Whose figures these are. fingerprint: None for random weights of a named shape."""
+
+    name: str
+    fingerprint: ModelFingerprint | None
+    architecture: str
+    quantization: str
+    num_parameters: int
+    weight_bytes: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim_k: int
+    head_dim_v: int
+    num_experts: int
+
+
+class CoreBandwidth(_Section, frozen=True, kw_only=True):
+    """Of memory, by the cores of one NUMA node on memory of their own, or of one core alone."""
+
+    cores: int
+    read_gb_s: float
+    copy_gb_s: float  # bytes read and bytes written both count
+    triad_gb_s: float  # STREAM's: three words counted, a fourth moves
+
+
+class GPUCeilings(_Section, frozen=True, kw_only=True):
+    name: str
+    copy_gb_s: float  # read and written
+    tflops: dict[str, float]  # of a large matrix product, by type
+    to_device_gb_s: float  # pinned
+    from_device_gb_s: float
+
+
+class DiskCeilings(_Section, frozen=True, kw_only=True):
+    path: str
+    read_gb_s: float
+    write_gb_s: float
+    is_direct: bool  # past the page cache
+
+
+class Ceilings(_Section, frozen=True, kw_only=True):
+    """What the hardware gives to code that does nothing else."""
+
+    source: Source
+    cores: int  # those that the engines would use; the next three are theirs, all together
+    read_gb_s: float
+    copy_gb_s: float
+    triad_gb_s: float
+    numa: dict[int, CoreBandwidth]
+    one_core: CoreBandwidth | None
+    tflops: dict[str, float]  # of all those cores, by type
+    gpus: list[GPUCeilings]
+    disks: list[DiskCeilings]
+    spread: dict[str, tuple[float, float]]  # lowest and highest sample of some of the above
+
+
+class Sample(_Section, frozen=True, kw_only=True):
+    """One point of a grid, measured a few times.
+
+    visible, masked: as in StepCost. seconds: the median, as the clock had it. speed: of the
+    machine at that moment, by its pilot, over its median speed; `seconds * speed` is fitted.
+    """
+
+    rows: int
+    visible: float
+    masked: float
+    seconds: float
+    speed: float
+    repeats: int
+    held_out: bool = False  # drawn to test the fit, not in it
+
+
+class FitError(_Section, frozen=True, kw_only=True):
+    """Of predictions for points left out of the fit, relative to what was measured."""
+
+    num_points: int
+    median: float
+    p90: float
+    bias: float  # mean of predicted / measured, less 1
+
+
+class EngineFit(_Section, frozen=True, kw_only=True):
+    """How long one engine takes on one cache.
+
+    interval: [low, high] factors of a prediction between which 9 of 10 measurements lie.
+    """
+
+    source: Source
+    role: Role
+    engine: str  # "llama", "torch"
+    attention: str
+    device: str  # "cpu", "cuda:0"
+    unified: bool  # cache mode: one pool of cells for all sequences, or a stream each
+    kv_k: str
+    kv_v: str
+    threads: int
+    chunk_tokens: int  # the most rows of a prefill step
+    cost: StepCost
+    request_s: float  # once for each prompt, or each sequence that joins
+    interval: tuple[float, float]
+    error: FitError | None  # None: estimated
+    samples: list[Sample]
+
+    def chunk_s(self, num_tokens: int, cached_tokens: int = 0, other_cells: int = 0) -> float:
+        """One prefill step: `num_tokens` new ones after `cached_tokens` of their own."""
+        visible, masked = chunk_work(num_tokens, cached_tokens, other_cells, self.unified)
+        return self.cost.seconds(num_tokens, visible, masked)
+
+    def prefill_s(self, num_tokens: int, cached_tokens: int = 0, other_cells: int = 0) -> float:
+        """A prompt's unread tokens, in steps of `chunk_tokens`."""
+        seconds = self.request_s
+        for first in range(0, num_tokens, self.chunk_tokens):
+            piece = min(self.chunk_tokens, num_tokens - first)
+            seconds += self.chunk_s(piece, cached_tokens + first, other_cells)
+        return seconds
+
+    def step_s(self, contexts: Sequence[int], other_cells: int = 0) -> float:
+        """One token for each sequence, of so many cells each. other_cells: held by sequences that
+        are not in the batch."""
+        visible, masked = step_work(contexts, other_cells, self.unified)
+        return self.cost.seconds(len(contexts), visible, masked)
+
+
+def chunk_work(
+    num_tokens: int, cached_tokens: int, other_cells: int, unified: bool
+) -> tuple[float, float]:
+    """(visible, masked) pairs of a prompt's chunk: row i sees the cached ones and i + 1 of its
+    own; the cells above the diagonal are scanned and masked, and so are others' in a shared
+    cache."""
+    visible = num_tokens * cached_tokens + num_tokens * (num_tokens + 1) / 2
+    masked = num_tokens * (num_tokens - 1) / 2 + num_tokens * (other_cells if unified else 0)
+    return visible, masked
+
+
+def step_work(contexts: Sequence[int], other_cells: int, unified: bool) -> tuple[float, float]:
+    """(visible, masked) pairs of a decode step: in streams every row scans as many cells as the
+    longest of the batch has, in a unified cache all cells in use."""
+    visible = float(sum(contexts))
+    scanned = visible + other_cells if unified else max(contexts)
+    return visible, len(contexts) * scanned - visible
+
+
+class CodecRates(_Section, frozen=True, kw_only=True):
+    """KV between the engine's values and the wire's rows, at one pair of types.
+
+    Bytes per second of packed rows, on one thread. restore: into cells, of a state that is there.
+    """
+
+    source: Source
+    kv_k: str
+    kv_v: str
+    pack_gb_s: float
+    restore_gb_s: float
+    restore_s: float  # of an empty state: what each restore costs in any case
+
+
+class CoRun(_Section, frozen=True, kw_only=True):
+    """Two things at once, against each alone: factors of their seconds, 1 being undisturbed."""
+
+    source: Source
+    what: str
+    beside: str
+    slowdown: float  # of `what`
+    beside_slowdown: float | None
+    note: str = ""
+
+
+class RoleSettings(_Section, frozen=True, kw_only=True):
+    """What was found best for a role, and what `hetero up` starts a node with."""
+
+    threads: int
+    cpus: list[int]  # those to run on; empty: as the system likes
+    numa_node: int | None
+    load: LoadMode
+    unified: bool
+    chunk_tokens: int
+    tried: dict[str, float]  # seconds of one and the same step, by setting
+
+
+class Noise(_Section, frozen=True, kw_only=True):
+    """How quiet the machine was. `speed`: of the pilot kernels, which bracket each measurement,
+    over their median."""
+
+    is_noisy: bool
+    reasons: list[str]
+    pilot_s: dict[str, float]  # the pilots' medians, by name: fixed work, so comparable over runs
+    speed: tuple[float, float]  # 5th and 95th percentile
+    others_cpu_share: float  # of the machine's processor time, taken by other processes
+    steal_share: float | None  # taken by other guests of a virtual machine
+    throttled: list[str]
+
+
+class Soak(_Section, frozen=True, kw_only=True):
+    """The engine's steps, on and on: rates are steps per second over windows of equal length."""
+
+    seconds: float
+    first_rate: float
+    last_rate: float
+    lowest_rate: float
+    mhz: tuple[float, float] | None  # first and last window
+    watts: float | None
+    meter: str | None  # what the watts were read from
+    throttled: list[str]
+
+
+class Provenance(_Section, frozen=True, kw_only=True):
+    commit: str | None
+    versions: dict[str, str | None]
+    settings: dict[str, str | None]  # a change of any makes the profile stale
+    seconds: float  # the whole measurement took
+    budget_s: float
+
+
+class NodeProfile(_Section, frozen=True, kw_only=True, tag_field="kind", tag="node"):
+    """Figures of one host and one model."""
+
+    host: str
+    date: str
+    model: ModelShape
+    facts: Facts
+    ceilings: Ceilings
+    fits: list[EngineFit]
+    codecs: list[CodecRates]
+    co_runs: list[CoRun]
+    settings: dict[Role, RoleSettings]
+    noise: Noise | None  # None: estimated
+    soak: Soak | None = None
+    provenance: Provenance
