@@ -1,6 +1,6 @@
 """What a machine is made of, as far as it lets itself be seen. Nothing here is measured.
 
-None: could not be seen; `Facts.unseen` says why, and what would show it.
+None, 0 or "": could not be seen; `Facts.unseen` says why, and what would show it.
 """
 
 import msgspec
@@ -11,7 +11,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Cache(_Part, frozen=True, kw_only=True):
-    """One cache: how large it is, and how many logical CPUs share it."""
+    """One kind of cache: how large each is, and how many logical CPUs share it."""
 
     level: int
     kind: str  # "data", "instruction", "unified"
@@ -24,9 +24,7 @@ class CPU(_Part, frozen=True, kw_only=True):
     sockets: int
     cores: int  # physical
     logical_cores: int
-    isa: list[
-        str
-    ]  # those of avx2, f16c, fma, avx512f, avx512_vnni, avx_vnni, avx512_bf16, amx_int8 ...
+    isa: list[str]  # those that engines choose kernels by: "avx2", "avx512_vnni", "asimddp" ...
     caches: list[Cache]
     max_mhz: float | None
     governor: str | None
@@ -71,8 +69,8 @@ class GPU(_Part, frozen=True, kw_only=True):
     vendor: str  # "nvidia", "amd"
     memory_bytes: int | None
     compute_capability: str | None  # "8.6"; AMD: the architecture, "gfx906"
-    pcie_generation: int | None  # as negotiated
-    pcie_width: int | None
+    pcie_generation: int | None  # that card and slot can do; idle links fall below it
+    pcie_width: int | None  # as negotiated
     numa_node: int | None
     power_limit_watts: float | None
     driver: str | None
