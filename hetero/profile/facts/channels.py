@@ -21,12 +21,20 @@ _CHANNELS_PER_SOCKET = (
 
 
 def count_channels(slots: list[Module], cpu_model: str) -> int | None:
-    """Of all sockets. slots: the empty ones too, as their number tells how many share a channel."""
+    """Channels of 64 bits, of all sockets. slots: the empty ones too, as their number tells how
+    many share a channel."""
     modules = [slot for slot in slots if slot.num_bytes]
     named = {module.locator + module.bank: _named_channel(module) for module in modules}
     if modules and all(named.values()):
-        return len(set(named.values()))
+        return _of_64_bits(len(set(named.values())), modules)
     return _numbered_channels(slots, cpu_model) if modules else None
+
+
+def _of_64_bits(num_channels: int, modules: list[Module]) -> int | None:
+    """A laptop's soldered LPDDR has channels of 16 or 32 bits."""
+    widths = {module.data_bits for module in modules if (module.kind or "").startswith("LPDDR")}
+    bits = widths.pop() if len(widths) == 1 else None
+    return num_channels * bits // 64 or None if bits in (16, 32) else num_channels
 
 
 def _named_channel(module: Module) -> str | None:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from hetero.profile.facts.files import colon_fields
+from hetero.profile.facts.files import colon_fields, to_int
 
 _UNITS = {"kB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 # What firmware writes where it has nothing to say; "RAM" is a virtual machine's.
@@ -17,6 +17,7 @@ class Module:
     num_bytes: int  # 0: empty
     kind: str | None
     mega_transfers: int | None  # as configured
+    data_bits: int | None  # without those for error correction
 
 
 def modules_of(text: str) -> list[Module]:
@@ -39,6 +40,7 @@ def _module(block: dict[str, str]) -> Module:
         num_bytes=_bytes(block["Size"]),
         kind=None if kind in _NO_TYPE else kind,
         mega_transfers=_speed(configured) or _speed(block.get("Speed")),
+        data_bits=to_int(block.get("Data Width", "").removesuffix(" bits")),
     )
 
 

@@ -3,17 +3,13 @@
 None: can't be read. A reading is a value; what happened between two of them is a function of both.
 """
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hetero.profile.facts.files import (
-    colon_fields,
-    count,
-    matching,
-    read_text,
-)
+from hetero.profile.facts.files import colon_fields, count, matching, read_text, to_int
 from hetero.profile.facts.rapl import package_domains
 
 _THIS_MACHINE = Path("/")
@@ -36,8 +32,9 @@ def cpu_mhz(cpus: Sequence[int] | None = None, root: Path = _THIS_MACHINE) -> fl
     mhz = [number / 1e3 for number in khz if number]
     if not mhz:  # without cpufreq the processor's own word, of x86 alone
         for block in colon_fields(read_text(root / "proc/cpuinfo")):
-            is_wanted = not cpus or block.get("processor") in map(str, cpus)
-            mhz += _floats(block.get("cpu MHz")) if is_wanted else []
+            shown = re.fullmatch(r"[0-9]{1,5}(\.[0-9]+)?", block.get("cpu MHz", ""))
+            if shown and (not cpus or to_int(block.get("processor")) in cpus):
+                mhz.append(float(shown[0]))
     return sum(mhz) / len(mhz) if mhz else None
 
 
@@ -96,10 +93,3 @@ def throttled_between(first: dict[str, int] | None, last: dict[str, int] | None)
         for name, number in (last or {}).items()
         if number > (first or {}).get(name, number)
     ]
-
-
-def _floats(text: str | None) -> list[float]:
-    try:
-        return [float(text)] if text else []
-    except ValueError:
-        return []

@@ -20,7 +20,11 @@ def nic_facts(root: Path) -> tuple[list[NIC], list[str]]:
     interfaces = matching(root / "sys/class/net", "*")
     nics = [_nic(path, root) for path in interfaces if is_there(path / "device")]
     if nics:
-        return nics, []
+        return nics, [
+            f"speed of {nic.name}: its driver names none (a virtual card?); ethtool {nic.name}"
+            for nic in nics
+            if nic.is_up and nic.speed_mbit is None
+        ]
     virtual = ", ".join(path.name for path in interfaces if path.name != "lo")
     why = f"only virtual interfaces ({virtual})" if virtual else "none under /sys/class/net"
     return [], [f"network cards: {why}; ip -details link, on the host of a container"]

@@ -47,7 +47,7 @@ class Usable(_Part, frozen=True, kw_only=True):
 
 class Memory(_Part, frozen=True, kw_only=True):
     num_bytes: int
-    channels: int | None  # populated, of all sockets
+    channels: int | None  # of 64 bits, with a module, of all sockets
     modules: int | None
     kind: str | None  # "DDR4"
     mega_transfers: int | None  # per second, as configured
