@@ -21,13 +21,13 @@ from hetero.experiment.engine_bench.child import node_process, peak_rss_bytes, r
 from hetero.experiment.engine_bench.churn import seeded_changes
 from hetero.experiment.engine_bench.driven_engine import FIRST_TOKEN, DrivenEngine
 from hetero.experiment.engine_bench.settings import full_settings, quick_settings
-from hetero.experiment.engine_bench.states import States, state_frames
 from hetero.experiment.figures import Figure, at_least, at_most
 from hetero.experiment.models import layout_of
 from hetero.experiment.turns import quantile, ratios, take_turns, timed_steps
 from hetero.kv.staging import StagingBlob
 from hetero.launch.cluster_keys import make_cluster_keys
 from hetero.llama.model import Model
+from hetero.profile.states import States, state_frames
 from hetero.serve.config import DecodeConfig
 from hetero.serve.start import run_decode
 

@@ -84,6 +84,10 @@ class Context(Owned):
             llama_cpp.llama_free(self.pointer)
             self.pointer = None
 
+    def set_threads(self, num_threads: int) -> None:
+        """From the next decode on."""
+        llama_cpp.llama_set_n_threads(self.pointer, num_threads, num_threads)
+
     def decode(self, batch: Batch) -> None:
         """Compute a batch and append its rows to the cache.
 

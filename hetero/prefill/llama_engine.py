@@ -1,26 +1,22 @@
 """Prefill by llama.cpp itself: any architecture, any device, bit for bit its own rows.
 
-The cache is unified, because only there can a chunk be exported: its cells are lent to a scratch
-sequence at no cost, and that sequence's state is the chunk.
+The cache is unified, because only there can a chunk be exported.
 """
 
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from hetero.errors import ConfigError, PlanError
 from hetero.kv.layout import KVLayout
 from hetero.kv.probe import probe_state_format
-from hetero.kv.rows import Kind, RowFrame
-from hetero.kv.staging import read_state
+from hetero.kv.rows import RowFrame
 from hetero.kv.types import kv_type
 from hetero.llama.batch import Batch
 from hetero.llama.context import Context, ContextConfig
 from hetero.llama.model import Model
 from hetero.prefill.engine import PrefillRun, Slice
-from hetero.prefill.frame_plan import layer_groups, token_ranges
+from hetero.prefill.llama_export import export_chunk
 
 _PROMPT, _SCRATCH = 0, 1
 
@@ -99,38 +95,12 @@ class LlamaEngine:
         self.batch.set_prompt(run.tokens[first:end], first, _PROMPT, want_last=is_last)
         self.context.decode(self.batch)
         if run.want_rows:
-            for frame in self._export(run, first, end):
+            started = time.perf_counter()
+            chunk = export_chunk(self.context, self.layout, _PROMPT, _SCRATCH, range(first, end))
+            run.pack_s += time.perf_counter() - started  # llama.cpp packs as it computes
+            for frame in chunk.frames(self.frame_bytes):
                 yield run, frame
         if is_last:
             run.last_logits = self.context.logits(1)[0].copy()
         run.num_read = end
         run.num_chunks += 1
-
-    def _export(self, run: PrefillRun, first: int, end: int) -> Iterator[RowFrame]:
-        """The chunk's rows, as frames of as many layers as `frame_bytes` holds.
-
-        llama.cpp packs as it computes; only the export is counted as packing.
-        """
-        started = time.perf_counter()
-        context, layout = self.context, self.layout
-        context.copy_sequence(_PROMPT, _SCRATCH, first, end)
-        blob = context.export_sequence(_SCRATCH)
-        context.remove_sequence(_SCRATCH)
-        state = read_state(blob, layout, range(first, end))
-        run.pack_s += time.perf_counter() - started
-
-        kinds: tuple[Kind, Kind] = ("k", "v")
-        for layers in layer_groups(layout, end - first, self.frame_bytes):
-            for kind in kinds:
-                row_bytes = len(layers) * layout.row_bytes(kind)
-                rows = [state.rows(blob, kind, layer) for layer in layers]
-                for tokens in token_ranges(first, end, row_bytes, self.frame_bytes):
-                    part = slice(tokens.start - first, tokens.stop - first)
-                    yield RowFrame(
-                        kind=kind,
-                        first_layer=layers.start,
-                        end_layer=layers.stop,
-                        first_token=tokens.start,
-                        end_token=tokens.stop,
-                        rows=np.stack([layer_rows[part] for layer_rows in rows]),
-                    )

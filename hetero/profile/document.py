@@ -84,18 +84,20 @@ def read_profile(path: Path) -> Profile:
 
 def require_model(profile: NodeProfile, fingerprint: ModelFingerprint, path: Path) -> None:
     """Raises: ConfigError if the profile is of another model, naming the part that differs."""
-    known = profile.model.fingerprint
-    if known == fingerprint:
+    model = profile.model
+    if model is None:
+        differs = "a machine alone"
+    elif model.fingerprint is None:
+        differs = f"random weights of the shape {model.name}"
+    elif model.fingerprint == fingerprint:
         return
-    if known is None:
-        differs = f"random weights of the shape {profile.model.name}"
     else:
         parts = [
             part
             for part in ModelFingerprint.__struct_fields__
-            if getattr(known, part) != getattr(fingerprint, part)
+            if getattr(model.fingerprint, part) != getattr(fingerprint, part)
         ]
-        differs = f"{profile.model.name}, whose {' and '.join(parts)} differ"
+        differs = f"{model.name}, whose {' and '.join(parts)} differ"
     raise ConfigError(
         f"{path}: model: need a profile of this model, have one of {differs}; measure this one "
         "with `hetero profile node -m MODEL`, or say --any-model"

@@ -92,7 +92,7 @@ class Sample(_Section, frozen=True, kw_only=True):
     seconds: float
     speed: float
     repeats: int
-    held_out: bool = False  # drawn to test the fit, not in it
+    drawn: bool = False  # at random, and predicted before it was measured
 
 
 class FitError(_Section, frozen=True, kw_only=True):
@@ -241,7 +241,7 @@ class NodeProfile(_Section, frozen=True, kw_only=True, tag_field="kind", tag="no
 
     host: str
     date: str
-    model: ModelShape
+    model: ModelShape | None  # None: the machine alone, without fits
     facts: Facts
     ceilings: Ceilings
     fits: list[EngineFit]

@@ -13,10 +13,10 @@ import numpy as np
 
 from hetero.experiment.engine_bench.driven_engine import DrivenEngine
 from hetero.experiment.engine_bench.settings import Settings
-from hetero.experiment.engine_bench.states import States
 from hetero.experiment.figures import Figure, Say, at_least
 from hetero.experiment.models import layout_of, model_file
 from hetero.experiment.turns import flat, ratios, take_turns
+from hetero.profile.states import States
 
 _KV_TYPE = "q8_0"
 

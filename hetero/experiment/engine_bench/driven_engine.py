@@ -10,10 +10,10 @@ import numpy.typing as npt
 from hetero.decode.engine import Admitted, DecodeConfig, DecodeEngine
 from hetero.decode.sequence import Job
 from hetero.errors import EngineError
-from hetero.experiment.engine_bench.states import States
 from hetero.kv.layout import KVLayout
 from hetero.llama.library import Owned
 from hetero.messages import Failed, Finished, Generated, Joined, Sampling, Token
+from hetero.profile.states import States
 
 # No sequence may end by itself while it is timed.
 GREEDY = Sampling(temperature=0, ignore_eos=True)

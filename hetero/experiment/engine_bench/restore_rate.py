@@ -11,13 +11,13 @@ from statistics import median
 import numpy as np
 
 from hetero.experiment.engine_bench.settings import Settings
-from hetero.experiment.engine_bench.states import States
 from hetero.experiment.figures import Figure, Say, at_least
 from hetero.experiment.models import layout_of, model_file
 from hetero.experiment.turns import flat, ratios, take_turns
 from hetero.kv.types import kv_type
 from hetero.llama.context import Context, ContextConfig
 from hetero.llama.model import Model
+from hetero.profile.states import States
 
 _KV_TYPE = "q8_0"
 _NUM_SEQUENCES = 4

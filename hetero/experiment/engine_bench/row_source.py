@@ -16,10 +16,10 @@ from hetero.errors import EngineError, PeerError
 from hetero.experiment.engine_bench.child import child_process
 from hetero.experiment.engine_bench.driven_engine import FIRST_TOKEN
 from hetero.experiment.engine_bench.settings import Settings
-from hetero.experiment.engine_bench.states import States, state_frames
 from hetero.kv.rows import RowFrame
 from hetero.llama.model import Model
 from hetero.messages import Fingerprint, NodeInfo, Ticket, Token
+from hetero.profile.states import States, state_frames
 from hetero.transport.tcp_source import TcpSource
 from hetero.transport.transfer import SourceTransfer
 

@@ -18,12 +18,12 @@ from hetero.experiment.engine_bench.driven_engine import (
     running_engines,
 )
 from hetero.experiment.engine_bench.settings import Settings
-from hetero.experiment.engine_bench.states import States
 from hetero.experiment.figures import Figure, Say, at_most
 from hetero.experiment.models import layout_of, model_file
 from hetero.experiment.turns import flat, take_turns, timed_steps
 from hetero.llama.model import Model
 from hetero.messages import Sampling
+from hetero.profile.states import States
 
 _KV_TYPE = "q8_0"
 _LARGE_STEPS = 3

@@ -13,10 +13,10 @@ from hetero.experiment.engine_bench.bare_loop import BareLoop
 from hetero.experiment.engine_bench.driven_engine import DrivenEngine
 from hetero.experiment.engine_bench.memory_ceilings import memory_ceilings
 from hetero.experiment.engine_bench.settings import Settings
-from hetero.experiment.engine_bench.states import States
 from hetero.experiment.figures import Figure, Say, at_least
 from hetero.experiment.models import layout_of, model_file, spec_of
 from hetero.experiment.turns import flat, ratios, take_turns, timed_steps
+from hetero.profile.states import States
 
 _KV_TYPES = ("f16", "q8_0")
 

@@ -1,0 +1,141 @@
+"""`hetero profile node`: what this machine does, with one model."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hetero.cli.output import AsJson, print_json, print_progress
+from hetero.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hetero.profile.node.run import ModelFile
+    from hetero.profile.node_profile import NodeProfile
+
+_BUDGET_S, _QUICK_BUDGET_S = 180.0, 30.0
+
+
+def node(
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", "-M", help="A GGUF file, or `demo`.")
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Random weights of a shape, made here: llama-3.1-8b-q4_k_m ..."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="30 s instead of 3 minutes.")] = False,
+    budget: Annotated[
+        float | None, typer.Option(min=5, max=86400, metavar="SECONDS", help="Of its own.")
+    ] = None,
+    kv: Annotated[
+        str, typer.Option(metavar="K/V,...", help="Pairs of cache types: q8_0, f16, q8_0/q4_0 ...")
+    ] = "q8_0,f16",
+    slots: Annotated[int, typer.Option(min=1, max=256, help="Sequences at once.")] = 8,
+    context: Annotated[int, typer.Option(min=64, max=2**20, help="Tokens of a sequence.")] = 4096,
+    chunk: Annotated[int, typer.Option(min=1, max=8192, help="Tokens of a prefill step.")] = 512,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of the engine.  [default: the best]")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="[default: profiles/HOST_MODEL.yaml]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure this machine, and its engine on a model.
+
+    Without a model: what it is, and its ceilings.
+    """
+    # One worker a core packs, and each worker's products are its own. Before numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from hetero.profile.document import document, write_profile
+    from hetero.profile.node.run import NodeOptions, profile_machine, profile_node
+
+    if model is not None and shape is not None:
+        raise ConfigError("profile node: need --model FILE or --shape NAME, have both")
+    folder = output.parent if output is not None else Path("profiles")
+    options = NodeOptions(
+        budget_s=budget or (_QUICK_BUDGET_S if quick else _BUDGET_S),
+        slots=slots,
+        context_tokens=context,
+        chunk_tokens=chunk,
+        kv_types=_kv_types(kv),
+        threads=threads,
+        disk_folder=folder if folder.is_dir() else Path(),
+    )
+    measured = _model_file(model, shape)
+    if measured is None:
+        found = profile_machine(options, print_progress)
+    else:
+        with _progress_bar() as progress:
+            found = profile_node(measured, options, print_progress, progress)
+    path = output or folder / _file_name(found)
+    write_profile(found, path)
+    print_progress(f"wrote {path}")
+    if as_json:
+        print_json(document(found))
+    else:
+        from hetero.cli.profile_show import print_node
+
+        print_node(found)
+
+
+def _kv_types(text: str) -> list[tuple[str, str]]:
+    from hetero.kv.types import kv_type
+
+    pairs = []
+    for pair in text.split(","):
+        k_type, _, v_type = pair.strip().partition("/")
+        pairs.append((kv_type(k_type).name, kv_type(v_type or k_type).name))
+    return list(dict.fromkeys(pairs))
+
+
+def _model_file(model: str | None, shape: str | None) -> "ModelFile | None":
+    from hetero.cli.options import open_model
+    from hetero.model.fingerprint import fingerprint_model
+    from hetero.profile.node.run import ModelFile
+
+    if model is not None:
+        path, spec = open_model(model)
+        return ModelFile(path, spec, fingerprint_model(path))
+    if shape is None:
+        return None
+    path, spec = open_model(str(_synthetic(shape)))
+    return ModelFile(path, spec, None)
+
+
+def _synthetic(text: str) -> Path:
+    """The shape's random file, in the user's cache, made if it isn't there."""
+    from hetero.model.shapes import parse_shape
+    from hetero.model.synth import write_synthetic
+
+    shape, quant = parse_shape(text)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache / "hetero" / "shapes" / f"{shape.name}-{quant}.gguf"
+    if not path.exists():
+        print_progress(f"writing random weights to {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_synthetic(shape, quant, path)
+    return path
+
+
+def _file_name(found: "NodeProfile") -> str:
+    model = "machine" if found.model is None else found.model.name
+    name = f"{socket.gethostname()}_{model}"
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) + ".yaml"
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[float], None]]:
+    """On stderr, with the time that is left; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring", total=1.0)
+        yield lambda share: bar.update(task, completed=min(1.0, share))

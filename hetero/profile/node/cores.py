@@ -1,0 +1,42 @@
+"""Which CPUs an engine should run on: one of each physical core, of those this process may use."""
+
+from pathlib import Path
+
+from hetero.profile.facts.files import read_text, to_cpus
+from hetero.profile.facts.report import Facts
+
+_THIS_MACHINE = Path("/")
+
+
+def engine_cpus(facts: Facts, root: Path = _THIS_MACHINE) -> dict[int, list[int]]:
+    """NUMA node -> CPUs; nodes without any are left out. A container's quota counts as so many
+    CPUs: more threads than that would wait for each other at every barrier."""
+    usable = set(facts.usable.cpus)
+    chosen: dict[int, list[int]] = {}
+    for node in facts.numa:
+        cpus = [cpu for cpu in node.cpus if cpu in usable]
+        first = [cpu for cpu in cpus if cpu == _first_sibling(root, cpu, usable)]
+        if first:
+            chosen[node.node] = first
+    if not chosen:
+        chosen = {0: sorted(usable) or [0]}
+    quota = facts.usable.cpu_quota
+    if quota is not None:
+        _keep(chosen, max(1, int(quota)))
+    return chosen
+
+
+def _first_sibling(root: Path, cpu: int, usable: set[int]) -> int:
+    """The lowest usable logical CPU of the same core."""
+    path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+    siblings = [other for other in to_cpus(read_text(path)) if other in usable]
+    return min(siblings, default=cpu)
+
+
+def _keep(chosen: dict[int, list[int]], num_cpus: int) -> None:
+    """Of the first nodes, so that what is left has its memory near."""
+    for node, cpus in list(chosen.items()):
+        chosen[node] = cpus[:num_cpus]
+        num_cpus -= len(chosen[node])
+        if not chosen[node]:
+            del chosen[node]

@@ -1,0 +1,184 @@
+"""llama.cpp on one loaded model: threads, steps, codecs and co-running, and what came of them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from hetero.kv.layout import KVLayout
+from hetero.llama.library import Owned
+from hetero.llama.model import Model
+from hetero.profile.node.co_running import prefill_beside_decode, receive_beside_decode
+from hetero.profile.node.codecs import measure_codecs
+from hetero.profile.node.engine_survey import ROLES, EngineSurvey
+from hetero.profile.node.first_token import first_token_s
+from hetero.profile.node.pilot import Pilots
+from hetero.profile.node.points import Domain
+from hetero.profile.node.rig import StepRig
+from hetero.profile.node.survey import Cache
+from hetero.profile.node.threads import best, candidates, time_threads
+from hetero.profile.node_profile import (
+    CodecRates,
+    CoRun,
+    EngineFit,
+    FitError,
+    Noise,
+    Role,
+    RoleSettings,
+)
+from hetero.profile.states import States
+
+KVTypes = tuple[str, str]  # of K and of V
+
+# What threads are tried on: a few sequences, a short chunk.
+_TRIED_ROWS: dict[Role, int] = {"decode": 4, "prefill": 64}
+_TRIED_CELLS = 512
+_CO_RUN_SEQUENCES = 4
+_RESTORED_TOKENS = 1024
+
+# No interval is narrower than what two quiet runs of one machine differ by.
+_LEAST_ERROR = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """threads: None: those that are found best, of `num_cores`."""
+
+    domain: Domain
+    num_cores: int
+    threads: int | None
+
+
+class Engines(Owned):
+    """Call in the order in which the methods stand."""
+
+    def __init__(
+        self, model: Model, layouts: Mapping[KVTypes, KVLayout], options: EngineOptions
+    ) -> None:
+        self._model = model
+        self._layouts = layouts
+        self._options = options
+        self._states = {
+            types: States(model, layout, num_threads=options.num_cores)
+            for types, layout in layouts.items()
+        }
+        self._caches = [Cache(unified, *types) for unified in (False, True) for types in layouts]
+        self.threads: dict[Role, int] = {}
+        self.tried: dict[Role, dict[int, float]] = {}
+
+    def close(self) -> None:
+        if self.threads:
+            self.pilots.close()
+
+    def find_threads(self) -> None:
+        domain, options = self._options.domain, self._options
+        counts = candidates(options.num_cores) if options.threads is None else [options.threads]
+        with self._rig(self._caches[0]) as rig:
+            cells = min(_TRIED_CELLS, domain.context_tokens // 2)
+            for role in ROLES:
+                rows = min(_TRIED_ROWS[role], domain.most_rows(role))
+                rig.hold([cells] * (rows if role == "decode" else 1))
+                step = partial(rig.time_step if role == "decode" else rig.time_chunk, rows)
+                self.tried[role] = time_threads(counts, rig.set_threads, step)
+                self.threads[role] = best(self.tried[role])
+        # f16 everywhere: at a pilot's few cells the types make no difference.
+        self.pilots = Pilots(self._model, next(iter(self._layouts.values())), threads=self.threads)
+
+    def survey(self, seconds: float, progress: Callable[[float], None]) -> None:
+        self._survey = EngineSurvey(
+            self._rig, self._caches, self._options.domain, self.pilots, self.threads
+        )
+        self._survey.run(seconds, progress)
+
+    def measure_codecs(self) -> list[CodecRates]:
+        num_tokens = min(_RESTORED_TOKENS, self._options.domain.context_tokens)
+        rates = []
+        for types, layout in self._layouts.items():
+            with self._rig(Cache(False, *types)) as rig:
+                rates.append(measure_codecs(rig, layout, num_tokens))
+        return rates
+
+    def measure_co_runs(self) -> list[CoRun]:
+        domain = self._options.domain
+        size = min(_CO_RUN_SEQUENCES, domain.max_sequences - 1)
+        if size < 1:
+            return []
+        cells = min(_TRIED_CELLS, domain.context_tokens // 2)
+        with self._rig(self._caches[0]) as rig:
+            rig.set_threads(self.threads["decode"])
+            return [
+                prefill_beside_decode(rig, size, cells),
+                receive_beside_decode(rig, size, cells),
+            ]
+
+    def fits(self, noise: Noise) -> list[EngineFit]:
+        request_s = first_token_s(self._model)
+        fits = []
+        for role in ROLES:
+            survey = self._survey.surveys[role]
+            found = survey.fits()
+            for cache, cost in found.costs.items():
+                error = found.errors[cache]
+                fits.append(
+                    EngineFit(
+                        source="fitted",
+                        role=role,
+                        engine="llama",
+                        attention="llama",
+                        device="cpu",
+                        unified=cache.unified,
+                        kv_k=cache.kv_k,
+                        kv_v=cache.kv_v,
+                        threads=self.threads[role],
+                        chunk_tokens=self._options.domain.chunk_tokens,
+                        cost=cost,
+                        request_s=request_s,
+                        interval=_interval(error, noise),
+                        error=error,
+                        samples=survey.samples[cache],
+                    )
+                )
+        return fits
+
+    def settings(self, cpus: list[int], numa_node: int | None) -> dict[Role, RoleSettings]:
+        """Streams for decode: no sequence scans another's cells there. A prefill node exports
+        chunks, for which its cache must be unified."""
+        return {
+            role: RoleSettings(
+                threads=self.threads[role],
+                cpus=cpus,
+                numa_node=numa_node,
+                load="read",
+                unified=role == "prefill",
+                chunk_tokens=self._options.domain.chunk_tokens,
+                tried={f"{count} threads": seconds for count, seconds in self.tried[role].items()},
+            )
+            for role in ROLES
+        }
+
+    @contextmanager
+    def _rig(self, cache: Cache) -> Iterator[StepRig]:
+        domain, types = self._options.domain, (cache.kv_k, cache.kv_v)
+        with StepRig(
+            self._model,
+            self._layouts[types],
+            num_sequences=domain.max_sequences,
+            context_tokens=domain.context_tokens,
+            unified=cache.unified,
+            num_threads=self._options.num_cores,
+            chunk_tokens=domain.chunk_tokens,
+            states=self._states[types],
+        ) as rig:
+            yield rig
+
+
+def _interval(error: FitError | None, noise: Noise) -> tuple[float, float]:
+    """Of measured over predicted, 9 of 10: the fit's error on points it had not seen, wider for
+    few points, and by as much as the machine's own speed wandered if it was noisy."""
+    share = 0.5  # nothing was left out: a guess
+    if error is not None:
+        share = max(_LEAST_ERROR, error.p90 * (1 + 4 / error.num_points))
+    if noise.is_noisy:
+        low, high = noise.speed
+        share += high / low - 1
+    return 1 / (1 + share), 1 + share

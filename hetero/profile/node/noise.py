@@ -1,0 +1,107 @@
+"""Whether the machine was quiet: who else computed, and how evenly the pilots flew."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from hetero.profile.node.pilot import PILOTS, PilotLog
+from hetero.profile.node_profile import Noise
+
+# A desktop in use takes a few percent; more than this of all cores, and steps wait for them.
+_MOST_OTHERS = 0.05
+_MOST_STEAL = 0.02
+
+# 5th to 95th percentile of a pilot's speed: quiet machines stay within a few percent.
+_WIDEST_SPEED = 0.20
+
+
+@dataclass(frozen=True)
+class _Times:
+    total_s: float
+    idle_s: float
+    steal_s: float | None
+    own_s: float
+
+
+class CPUWatch:
+    """Processor time from its making on, by who took it."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._before = self._times()
+
+    def shares(self) -> tuple[float, float | None]:
+        """Of the machine's processor time: taken by other processes, and stolen by the host."""
+        before, now = self._before, self._times()
+        total_s = now.total_s - before.total_s
+        if total_s <= 0:
+            return 0.0, None
+        steal = None
+        stolen_s = 0.0
+        if now.steal_s is not None and before.steal_s is not None:
+            stolen_s = now.steal_s - before.steal_s
+            steal = stolen_s / total_s
+        busy_s = total_s - (now.idle_s - before.idle_s) - stolen_s
+        others_s = busy_s - (now.own_s - before.own_s)
+        return max(0.0, others_s / total_s), steal
+
+    def _times(self) -> _Times:
+        times = psutil.cpu_times()
+        # Guests' time is counted in user time already.
+        fields = {
+            name: value for name, value in times._asdict().items() if not name.startswith("guest")
+        }
+        return _Times(
+            total_s=sum(fields.values()),
+            idle_s=fields["idle"] + fields.get("iowait", 0.0),
+            steal_s=fields.get("steal"),
+            own_s=_own_s(self._process),
+        )
+
+
+def judge(
+    log: PilotLog, others_share: float, steal_share: float | None, throttled: Sequence[str]
+) -> Noise:
+    """Noisy for a reason, or not."""
+    reasons = [f"throttled: {what}" for what in throttled]
+    if others_share > _MOST_OTHERS:
+        reasons.append(f"other processes took {others_share:.0%} of the processor time")
+    if steal_share is not None and steal_share > _MOST_STEAL:
+        reasons.append(f"the host gave {steal_share:.0%} of the processor time to other guests")
+    low, high = speed_range(log)
+    if high / low - 1 > _WIDEST_SPEED:
+        reasons.append(f"a fixed step ran at {low:.2f} to {high:.2f} of its median speed")
+    return Noise(
+        is_noisy=bool(reasons),
+        reasons=reasons,
+        pilot_s={name: log.typical_s(name) for name in PILOTS if log.seconds[name]},
+        speed=(low, high),
+        others_cpu_share=others_share,
+        steal_share=steal_share,
+        throttled=list(throttled),
+    )
+
+
+def speed_range(log: PilotLog) -> tuple[float, float]:
+    """5th and 95th percentile of the pilots' speeds, of all pilots together."""
+    speeds = sorted(
+        log.typical_s(name) / seconds for name in PILOTS for seconds in log.seconds[name]
+    )
+    if not speeds:
+        return 1.0, 1.0
+    return speeds[int(0.05 * len(speeds))], speeds[min(len(speeds) - 1, int(0.95 * len(speeds)))]
+
+
+def _own_s(process: psutil.Process) -> float:
+    """Of this process and its children, those that have ended too."""
+    times = process.cpu_times()
+    own_s = times.user + times.system
+    own_s += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+    for child in process.children(recursive=True):
+        try:
+            child_times = child.cpu_times()
+        except psutil.Error:
+            continue  # it has just ended
+        own_s += child_times.user + child_times.system
+    return own_s

@@ -1,0 +1,102 @@
+"""What to measure: first the corners of what a node may meet, then points drawn at random.
+
+Lengthening a sequence's context costs a restore, shortening it nothing. So points come in tours:
+each sequence's context only shrinks along a tour, at a pace of its own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hetero.profile.node_profile import Role, chunk_work, step_work
+
+# A step appends a cell, and a context is never quite empty.
+_LEAST_CELLS = 16
+_TOUR_POINTS = 6
+
+
+@dataclass(frozen=True)
+class Point:
+    """One step. decode: a row each for the first `rows` sequences; prefill: `rows` tokens of
+    sequence 0. cells: of every sequence, those not in the step too."""
+
+    role: Role
+    rows: int
+    cells: tuple[int, ...]
+
+    def work(self, unified: bool) -> tuple[float, float]:
+        """(visible, masked) pairs, as StepCost counts them."""
+        if self.role == "prefill":
+            return chunk_work(self.rows, self.cells[0], sum(self.cells[1:]), unified)
+        return step_work(self.cells[: self.rows], sum(self.cells[self.rows :]), unified)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a node may meet. In a unified cache sequences share `cells`; a stream is one's own."""
+
+    max_sequences: int
+    context_tokens: int
+    chunk_tokens: int
+
+    def most_rows(self, role: Role) -> int:
+        return self.max_sequences if role == "decode" else self.chunk_tokens
+
+    def knots(self, role: Role) -> list[int]:
+        """Of batches every size up to 8, where kernels' tiles show, then a quarter more each; of
+        chunks powers of two."""
+        if role == "decode":
+            return _knots(self.max_sequences, dense_until=8, growth=1.25)
+        return _knots(self.chunk_tokens, dense_until=2, growth=2.0)
+
+
+def corners(role: Role, domain: Domain) -> list[Point]:
+    """Every knot with next to no context, and some of them with as much as there can be."""
+    short = _LEAST_CELLS if role == "decode" else 0
+    knots = domain.knots(role)
+    near = [Point(role, rows, _cells(role, rows, short)) for rows in knots]
+    far = []
+    for rows in sorted({knots[0], knots[len(knots) // 2], knots[-1]}):
+        room = domain.context_tokens - (rows if role == "prefill" else 1)
+        if room > short:
+            far.append(Point(role, rows, _cells(role, rows, room)))
+    return [*far[::-1], *near]
+
+
+def tour(role: Role, domain: Domain, unified: bool, random: np.random.Generator) -> Iterator[Point]:
+    """A few points of random rows, contexts shrinking."""
+    num_sequences = domain.max_sequences
+    if role == "prefill" and not unified:
+        num_sequences = 1  # others' streams are not scanned
+    cells = _log_uniform(random, domain.context_tokens, num_sequences)
+    if role == "prefill":
+        # Others' cells beside the prompt's: none in half of the tours, as on a node of its own.
+        cells[1:] *= random.random() < 0.5
+    for _ in range(_TOUR_POINTS):
+        rows = int(round(np.exp(random.uniform(0, np.log(domain.most_rows(role))))))
+        appended = rows if role == "prefill" else 1
+        room = max(0, domain.context_tokens - appended)
+        yield Point(role, rows, tuple(min(int(have), room) for have in cells))
+        cells = np.where(
+            random.random(num_sequences) < 0.5, cells, cells * random.random(num_sequences)
+        )
+        cells = np.where(cells > 0, np.maximum(cells, _LEAST_CELLS), 0)
+
+
+def _cells(role: Role, rows: int, each: int) -> tuple[int, ...]:
+    return (each,) * (rows if role == "decode" else 1)
+
+
+def _log_uniform(
+    random: np.random.Generator, context_tokens: int, count: int
+) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    least = min(_LEAST_CELLS, context_tokens)
+    return np.exp(random.uniform(np.log(least), np.log(context_tokens), count))
+
+
+def _knots(largest: int, *, dense_until: int, growth: float) -> list[int]:
+    knots = list(range(1, min(dense_until, largest) + 1))
+    while knots[-1] < largest:
+        knots.append(min(largest, max(knots[-1] + 1, int(round(knots[-1] * growth)))))
+    return knots

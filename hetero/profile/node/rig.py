@@ -1,0 +1,139 @@
+"""A llama.cpp cache that is filled at will, and steps on it that are timed.
+
+Contexts are states made of a few tokens' rows (see `hetero.profile.states`), so filling one costs
+a copy, not a prefill. What a step appends is removed again: a point can be timed many times.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from hetero.kv.layout import KVLayout
+from hetero.kv.types import kv_type
+from hetero.llama.batch import Batch
+from hetero.llama.context import Context, ContextConfig
+from hetero.llama.library import Owned
+from hetero.llama.model import Model
+from hetero.llama.sampler import Sampler
+from hetero.messages import Sampling
+from hetero.prefill.llama_export import export_chunk
+from hetero.profile.states import States
+
+# As an OpenAI client gets it by default; drawing from a large vocabulary is part of a step.
+_SAMPLING = Sampling(ignore_eos=True)
+
+# What the prefill engines aim at.
+_FRAME_BYTES = 2 * 2**20
+
+# Below are a vocabulary's control tokens.
+_FIRST_TEXT_TOKEN = 3
+
+
+class StepRig(Owned):
+    """One context of `num_sequences` sequences, as a node would have it."""
+
+    def __init__(
+        self,
+        model: Model,
+        layout: KVLayout,
+        *,
+        num_sequences: int,
+        context_tokens: int,
+        unified: bool,
+        num_threads: int,
+        chunk_tokens: int,
+        states: States | None = None,
+    ) -> None:
+        """states: of the same model and layout, where they are made already."""
+        self.layout = layout
+        # One more sequence of a unified cache exports chunks; it shares the others' cells.
+        all_sequences = num_sequences + unified
+        self.context = Context(
+            model,
+            ContextConfig(
+                num_sequences=all_sequences,
+                tokens_per_sequence=-(-num_sequences * context_tokens // all_sequences),
+                unified=unified,
+                k_ggml_type=kv_type(layout.k_type).ggml_id,
+                v_ggml_type=kv_type(layout.v_type).ggml_id,
+                num_threads=num_threads,
+                batch_tokens=max(chunk_tokens, num_sequences),
+            ),
+        )
+        self.unified = unified
+        self.num_sequences = num_sequences
+        self.context_tokens = context_tokens
+        self.restores: list[tuple[int, float]] = []  # bytes and seconds of those done so far
+        self._states = states or States(model, layout, num_threads=num_threads)
+        self._batch = Batch(max(chunk_tokens, num_sequences))
+        self._cells = [0] * num_sequences
+        self._random = np.random.default_rng(0)
+        self._num_tokens = model.vocab.num_tokens
+        self._samplers = [
+            Sampler(model.vocab, _SAMPLING, sequence) for sequence in range(num_sequences)
+        ]
+
+    def close(self) -> None:
+        for sampler in self._samplers:
+            sampler.close()
+        self.context.close()
+
+    def set_threads(self, num_threads: int) -> None:
+        self.context.set_threads(num_threads)
+
+    def hold(self, cells: Sequence[int]) -> None:
+        """Give sequence i `cells[i]` cells, those after the last one none. Shortening is free,
+        lengthening restores."""
+        for sequence in range(self.num_sequences):
+            need = cells[sequence] if sequence < len(cells) else 0
+            have = self._cells[sequence]
+            if need == 0 and have:
+                self.context.remove_sequence(sequence)
+            elif need < have:
+                self.context.remove_sequence(sequence, need, -1)
+            elif need > have:
+                blob = self._states.make(need, self.context.config.num_streams, sequence)
+                started = time.perf_counter()
+                self.context.restore_sequence(sequence, blob)
+                self.restores.append((blob.nbytes, time.perf_counter() - started))
+            self._cells[sequence] = need
+
+    def time_step(self, num_rows: int) -> float:
+        """Seconds of one token for each of the first `num_rows` sequences, drawn and all."""
+        batch, rows = self._batch, slice(num_rows)
+        positions = self._cells[:num_rows]
+        batch.num_rows = num_rows
+        batch.tokens[rows] = self._text(num_rows)
+        batch.positions[rows] = positions
+        batch.sequences[rows] = np.arange(num_rows)
+        batch.wants_logits[rows] = 1
+        started = time.perf_counter()
+        self.context.decode(batch)
+        for row, position in enumerate(positions):
+            self._samplers[row].sample_row(self.context, row, position + 1)
+        seconds = time.perf_counter() - started
+        for sequence, position in enumerate(positions):
+            self.context.remove_sequence(sequence, position, -1)
+        return seconds
+
+    def time_chunk(self, num_tokens: int, sequence: int = 0) -> float:
+        """Seconds to read so many tokens of a prompt whose cells that sequence holds. In a unified
+        cache, which is a prefill node's, with the export of their rows."""
+        first = self._cells[sequence]
+        tokens = self._text(num_tokens).tolist()
+        self._batch.set_prompt(tokens, first, sequence, want_last=True)
+        started = time.perf_counter()
+        self.context.decode(self._batch)
+        self.context.logits(1)[0, 0]  # waits for a GPU
+        if self.unified:
+            positions = range(first, first + num_tokens)
+            chunk = export_chunk(self.context, self.layout, sequence, self.num_sequences, positions)
+            for _ in chunk.frames(_FRAME_BYTES):
+                pass
+        seconds = time.perf_counter() - started
+        self.context.remove_sequence(sequence, first, -1)
+        return seconds
+
+    def _text(self, num_tokens: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+        return self._random.integers(_FIRST_TEXT_TOKEN, self._num_tokens, num_tokens)

@@ -1,0 +1,193 @@
+"""`hetero profile node`, from a model file to a NodeProfile, within a time budget."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from hetero.errors import PlanError
+from hetero.kv.layout import KVLayout, model_layout
+from hetero.llama.model import Model
+from hetero.messages import ModelFingerprint
+from hetero.model.spec import ModelSpec
+from hetero.profile.ceilings.measure import measure_ceilings
+from hetero.profile.facts.collect import collect_facts
+from hetero.profile.facts.report import Facts
+from hetero.profile.facts.state import settings_now
+from hetero.profile.node.cores import engine_cpus
+from hetero.profile.node.engines import EngineOptions, Engines, KVTypes
+from hetero.profile.node.noise import CPUWatch, judge
+from hetero.profile.node.points import Domain
+from hetero.profile.node_profile import ModelShape, NodeProfile, Provenance
+from hetero.profile.provenance import provenance
+
+# Of the budget. The rest is for loading the model, for its codecs, and for what can't be planned.
+_CEILINGS_SHARE = 0.12
+_AFTER_SURVEY_SHARE = 0.08
+
+# Without a model to compare with, a node's memory is what ceilings may take.
+_CEILINGS_BYTES = 2**30
+
+Say = Callable[[str], None]
+Progress = Callable[[float], None]  # share of the budget spent
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions:
+    """What to measure, as a node would be configured.
+
+    threads: None: what is found best.
+    """
+
+    budget_s: float
+    slots: int
+    context_tokens: int
+    chunk_tokens: int
+    kv_types: Sequence[KVTypes]
+    threads: int | None
+    disk_folder: Path
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """fingerprint: None for random weights."""
+
+    path: Path
+    spec: ModelSpec
+    fingerprint: ModelFingerprint | None
+
+
+def profile_machine(options: NodeOptions, say: Say) -> NodeProfile:
+    """Facts and ceilings alone."""
+    started = time.monotonic()
+    facts = collect_facts()
+    ceilings = measure_ceilings(
+        numa=engine_cpus(facts),
+        folder=options.disk_folder,
+        seconds=_CEILINGS_SHARE * options.budget_s,
+        max_bytes=_CEILINGS_BYTES,
+        say=say,
+    )
+    return NodeProfile(
+        host=socket.gethostname(),
+        date=_now(),
+        model=None,
+        facts=facts,
+        ceilings=ceilings,
+        fits=[],
+        codecs=[],
+        co_runs=[],
+        settings={},
+        noise=None,
+        provenance=_provenance(started, options),
+    )
+
+
+def profile_node(
+    model: ModelFile, options: NodeOptions, say: Say, progress: Progress
+) -> NodeProfile:
+    """Raises: HeteroError if the model can't be run here."""
+    started = time.monotonic()
+    watch = CPUWatch()
+    machine = profile_machine(options, say)
+    layouts = {types: model_layout(model.spec, *types) for types in options.kv_types}
+    domain = Domain(options.slots, options.context_tokens, options.chunk_tokens)
+    need_bytes = _check_memory(model.spec, layouts, domain)
+    cpus = engine_cpus(machine.facts)
+    node = _home_node(machine.facts, cpus, need_bytes)
+    home = cpus[node] if node is not None else [cpu for some in cpus.values() for cpu in some]
+    if node is not None:
+        # Before anything is allocated: memory lies where the thread that touches it first runs.
+        os.sched_setaffinity(0, home)
+    say(f"loading {model.path.name}")
+    with Model(model.path) as loaded:
+        engine_options = EngineOptions(domain=domain, num_cores=len(home), threads=options.threads)
+        with Engines(loaded, layouts, engine_options) as engines:
+            say("trying numbers of threads")
+            engines.find_threads()
+            say(", ".join(f"{role}: {count} threads" for role, count in engines.threads.items()))
+            spent_s = time.monotonic() - started
+            survey_s = max(0.2, 1 - _AFTER_SURVEY_SHARE) * options.budget_s - spent_s
+            survey_s = max(survey_s, 0.2 * options.budget_s)
+            engines.survey(
+                survey_s, lambda share: progress((spent_s + share * survey_s) / options.budget_s)
+            )
+            codecs, co_runs = engines.measure_codecs(), engines.measure_co_runs()
+            noise = judge(engines.pilots.log, *watch.shares(), [])
+            fits = engines.fits(noise)
+            settings = engines.settings(home if node is not None else [], node)
+    progress(1.0)
+    return msgspec.structs.replace(
+        machine,
+        date=_now(),
+        model=shape_of(model.spec, model.fingerprint),
+        fits=fits,
+        codecs=codecs,
+        co_runs=co_runs,
+        settings=settings,
+        noise=noise,
+        provenance=_provenance(started, options),
+    )
+
+
+def shape_of(spec: ModelSpec, fingerprint: ModelFingerprint | None) -> ModelShape:
+    return ModelShape(
+        name=spec.name,
+        fingerprint=fingerprint,
+        architecture=spec.architecture,
+        quantization=spec.quantization,
+        num_parameters=spec.num_parameters,
+        weight_bytes=spec.weight_bytes,
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim_k=spec.head_dim_k,
+        head_dim_v=spec.head_dim_v,
+        num_experts=spec.num_experts,
+    )
+
+
+def _check_memory(spec: ModelSpec, layouts: dict[KVTypes, KVLayout], domain: Domain) -> int:
+    """Bytes that a node of these sizes takes, at its largest types. Raises: PlanError"""
+    token_bytes = max(layout.token_bytes for layout in layouts.values())
+    cells_bytes = domain.max_sequences * domain.context_tokens * token_bytes
+    need_bytes = spec.weight_bytes + cells_bytes
+    have_bytes = psutil.virtual_memory().available
+    if need_bytes > have_bytes:
+        raise PlanError(
+            f"profile: need {need_bytes / 2**30:.1f} GiB of memory for the weights and "
+            f"{domain.max_sequences} contexts of {domain.context_tokens} tokens, have "
+            f"{have_bytes / 2**30:.1f} GiB; fewer --slots or a shorter --context"
+        )
+    return need_bytes
+
+
+def _home_node(facts: Facts, cpus: dict[int, list[int]], need_bytes: int) -> int | None:
+    """The NUMA node that holds it all, the one with most cores; None where there is but one node,
+    or none is large enough."""
+    if len(cpus) < 2 or not hasattr(os, "sched_setaffinity"):
+        return None
+    roomy = [
+        node.node for node in facts.numa if node.node in cpus and node.memory_bytes > need_bytes
+    ]
+    return max(roomy, key=lambda node: len(cpus[node]), default=None)
+
+
+def _provenance(started: float, options: NodeOptions) -> Provenance:
+    about = provenance()
+    return Provenance(
+        commit=about["commit"],
+        versions=about["versions"],
+        settings=settings_now(),
+        seconds=time.monotonic() - started,
+        budget_s=options.budget_s,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
