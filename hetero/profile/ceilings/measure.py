@@ -26,9 +26,10 @@ _REPEATS = 5
 _CACHE_FACTOR = 4
 _LEAST_BYTES = 3 * 2**20
 
-# Parts of the budget. The rest is for starting processes, torch in one of them, and for memory that
-# is touched for the first time.
-_ALL_SHARE, _NODES_SHARE, _ONE_CORE_SHARE = 0.3, 0.15, 0.1
+# Starting processes, touching memory for the first time, importing torch. The rest of the budget,
+# or half of a small one, goes to the measurements in these parts.
+_STARTING_S = 3.0
+_ALL_SHARE, _NODES_SHARE, _ONE_CORE_SHARE = 0.4, 0.2, 0.15
 _F32_SHARE, _TORCH_SHARE, _DISK_SHARE = 0.05, 0.1, 0.1
 
 
@@ -47,6 +48,7 @@ def measure_ceilings(
     if not numa:
         raise ConfigError("ceilings: need cores to measure, have none")
     num_bytes = _array_bytes(numa, max_bytes, say)
+    seconds = max(seconds - _STARTING_S, seconds / 2)
     samples: Samples = {}
     _measure_one_core(numa, num_bytes, seconds, samples, say)
     _measure_cores(numa, num_bytes, seconds, samples, say)

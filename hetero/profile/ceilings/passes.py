@@ -33,17 +33,21 @@ def repeat(task: object, method: str, start: float, seconds: float) -> list[Pass
     return passes
 
 
-def common_rate(passes: Sequence[Sequence[Pass]]) -> float:
-    """Amount per second of all workers together, while every one of them was running: who is
-    early or late has the memory to itself. Of a pass that reaches beyond, its share counts.
+def common_window(passes: Sequence[Sequence[Pass]]) -> tuple[float, float]:
+    """(start, end) of the time when every worker was running; end <= start if they never met."""
+    return max(ours[0].start for ours in passes), min(ours[-1].end for ours in passes)
 
-    Raises: EngineError if there was no such time.
+
+def common_rate(passes: Sequence[Sequence[Pass]]) -> float:
+    """Amount per second of all workers together in their common window: who is early or late has
+    the memory to itself. Of a pass that reaches beyond, its share counts.
+
+    Raises: EngineError if there is no such window.
     """
-    start = max(ours[0].start for ours in passes)
-    end = min(ours[-1].end for ours in passes)
+    start, end = common_window(passes)
     if end <= start:
         raise EngineError(
-            f"ceilings: need {len(passes)} cores at work together, have one that began "
+            f"need {len(passes)} cores at work together, have one that began "
             f"{start - end:.3f} s after another had ended: is the machine busy?"
         )
     inside = 0.0

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import hetero
 from hetero.errors import EngineError, HeteroError
-from hetero.profile.ceilings.passes import common_rate, repeat
+from hetero.profile.ceilings.passes import common_rate, common_window, repeat
 from hetero.profile.ceilings.worker import Call, Prepare
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -31,6 +31,10 @@ _REPLY_S = 120.0
 # From the first worker's order to the moment when all begin: 128 orders take a few milliseconds.
 _LEAD_S = 0.005
 _LEAD_PER_WORKER_S = 0.0005
+
+# A worker whose core does something else may come when the others have ended. They try again, and
+# for so many times as long.
+_LONGER = (1, 4, 16)
 
 
 class Worker:
@@ -130,8 +134,14 @@ class Workers:
     def rate(self, method: str, seconds: float, among: slice = slice(None)) -> float:
         """Of `task.method`'s amounts, per second, by those workers together."""
         workers = self._workers[among]
-        start = time.perf_counter() + _LEAD_S + _LEAD_PER_WORKER_S * len(workers)
-        return common_rate(_ask(workers, Call(repeat, (method, start, seconds)), seconds))
+        for longer in _LONGER:
+            start = time.perf_counter() + _LEAD_S + _LEAD_PER_WORKER_S * len(workers)
+            order = Call(repeat, (method, start, longer * seconds))
+            passes = _ask(workers, order, longer * seconds)
+            start, end = common_window(passes)
+            if start < end:
+                break
+        return common_rate(passes)
 
     def __enter__(self) -> Self:
         return self
