@@ -214,7 +214,7 @@ def ceilings(slower=1.0):
             for node in (0, 1)
         },
         one_core=CoreBandwidth(cores=1, read_gb_s=9.7, copy_gb_s=8.8, triad_gb_s=8.1),
-        tflops={"f32": 0.92 / slower, "f64": 0.46 / slower},
+        tflops={"f32": 1.75 / slower, "f64": 0.87 / slower},
         gpus=[],
         disks=[DiskCeilings(path="/var", read_gb_s=2.9, write_gb_s=1.4, is_direct=True)],
         spread={"read_gb_s": (57.1, 58.6)},
