@@ -119,11 +119,11 @@ FACTS = Facts(
 )
 
 
-def node_profile(*, seed=1, noise=0.02, slower=1.0, host="r730"):
+def node_profile(*, seed=1, noise=0.02, slower=1.0, host="r730", unified=False):
     """slower: this run's clock, all of it, pilots too."""
     random_ = random.Random(seed)
     fits = [
-        fit(role, kv, scale, random_, noise, slower)
+        fit(role, kv, scale, random_, noise, slower, unified)
         for role, (kv, scale) in product(("decode", "prefill"), (("q8_0", 1.0), ("f16", 1.4)))
     ]
     return NodeProfile(
@@ -231,7 +231,7 @@ def gpu_ceilings():
     )
 
 
-def fit(role, kv, scale, random_, noise, slower=1.0):
+def fit(role, kv, scale, random_, noise, slower, unified):
     cost = DECODE if role == "decode" else PREFILL
     cost = StepCost(
         rows=cost.rows,
@@ -245,7 +245,7 @@ def fit(role, kv, scale, random_, noise, slower=1.0):
         engine="llama",
         attention="llama",
         device="cpu",
-        unified=False,
+        unified=unified,
         kv_k=kv,
         kv_v=kv,
         threads=28,
@@ -254,19 +254,19 @@ def fit(role, kv, scale, random_, noise, slower=1.0):
         request_s=0.002 * slower,
         interval=(0.955, 1.05),
         error=FitError(num_points=12, median=0.021, p90=0.044, bias=0.003),
-        samples=samples(role, cost, random_, noise),
+        samples=samples(role, cost, random_, noise, unified),
     )
 
 
-def samples(role, cost, random_, noise):
+def samples(role, cost, random_, noise, unified):
     if role == "decode":
         grid = [(batch, depth) for batch in (1, 4, 16) for depth in (128, 1024, 4096)]
         drawn = [(random_.randint(1, 16), random_.randint(128, 4096)) for _ in range(5)]
-        works = [(rows, *step_work([depth] * rows, 0, False)) for rows, depth in grid + drawn]
+        works = [(rows, *step_work([depth] * rows, 0, unified)) for rows, depth in grid + drawn]
     else:
         grid = [(tokens, cached) for tokens in (1, 32, 128, 512) for cached in (0, 1024, 4096)]
         drawn = [(random_.randint(1, 512), random_.randint(0, 4096)) for _ in range(5)]
-        works = [(rows, *chunk_work(rows, cached, 0, False)) for rows, cached in grid + drawn]
+        works = [(rows, *chunk_work(rows, cached, 0, unified)) for rows, cached in grid + drawn]
     found = []
     for index, (rows, visible, masked) in enumerate(works):
         speed = random_.uniform(0.97, 1.03)

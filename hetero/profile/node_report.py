@@ -14,7 +14,7 @@ from hetero.profile.node_profile import (
     RoleSettings,
     Soak,
 )
-from hetero.profile.rates import Rate, fastest, fit_name, rates, roof
+from hetero.profile.rates import CONTEXT, Rate, count_text, fastest, fit_name, rates, roof
 
 GIB = 2**30
 BEYOND = "*"  # after a rate that no sample reaches
@@ -29,7 +29,7 @@ class Table(NamedTuple):
 def headline(profile: NodeProfile) -> str:
     """What the machine does with the model, in one line."""
     words = []
-    for role, at in (("prefill", " at 2k"), ("decode", "")):
+    for role in ("prefill", "decode"):
         best = fastest(profile, role)
         if best is None:
             continue
@@ -41,7 +41,7 @@ def headline(profile: NodeProfile) -> str:
             share = f"{rate.share:.0%} of {of}, "
         types = fit.kv_k if fit.kv_k == fit.kv_v else f"{fit.kv_k}/{fit.kv_v}"
         words.append(
-            f"{role} {rate_text(rate.tokens_per_s)} tok/s{at} "
+            f"{role} {rate_text(rate.tokens_per_s)} tok/s at {count_text(CONTEXT)} "
             f"({share}{_interval_text(fit.interval)}, {types}, {fit.source})"
         )
     return "; ".join(words) or "no engine was measured"
@@ -52,7 +52,7 @@ def facts_lines(facts: Facts) -> list[str]:
     lines = [f"{product}{_cpu_text(facts.cpu)}, {_memory_text(facts)}"]
     usable = facts.usable
     if usable.cpu_quota is not None or len(usable.cpus) < facts.cpu.logical_cores:
-        quota = "" if usable.cpu_quota is None else f", a quota of {usable.cpu_quota:g} cores"
+        quota = "" if usable.cpu_quota is None else f", {usable.cpu_quota:g} cores' time"
         lines.append(
             f"usable: {len(usable.cpus)} of {facts.cpu.logical_cores} logical cores{quota}, "
             f"{usable.memory_bytes / GIB:.0f} GiB"
@@ -96,7 +96,7 @@ def noise_lines(noise: Noise | None) -> list[str]:
         return [f"quiet: {pilots}"]
     verdict = "noisy" if noise.is_noisy else "throttled"
     return [
-        f"{verdict}: {pilots}; the intervals above allow for it",
+        f"{verdict}: {pilots}; the intervals allow for it",
         *(f"- {reason}" for reason in noise.reasons),
         *(f"- throttled: {reason}" for reason in noise.throttled),
     ]

@@ -24,6 +24,7 @@ def plot_node(profile: NodeProfile, path: Path) -> None:
     # No pyplot: it keeps figures, and looks for a display.
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     from hetero.profile.plot.fit_panel import draw_fit
     from hetero.profile.plot.ratio_panel import draw_ratios
@@ -35,23 +36,22 @@ def plot_node(profile: NodeProfile, path: Path) -> None:
     colours = fit_colours(profile.fits)
     columns = max(2, min(4, len(panels)))
     rows = -(-len(panels) // columns)
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
-        figure = Figure(figsize=(15, 6.2 + 4.6 * rows), layout="constrained")
-        above, below = (
-            figure.subfigures(2, 1, height_ratios=[5.6, 4.6 * rows], hspace=0.03)
-            if panels
-            else (figure.subfigures(1, 1), None)
-        )
+    with matplotlib.rc_context(STYLE):
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+        figure = Figure(figsize=(15, 6.4 + 4.6 * rows), layout=layout)
         figure.suptitle(_title(profile), fontsize=15, fontweight="bold")
+        parts = figure.subfigures(
+            1 + rows, 1, squeeze=False, height_ratios=[5.8] + [4.6] * rows, hspace=0.04
+        )
+        above, *below = parts.flat
         left, right = above.subplots(1, 2, width_ratios=[1.35, 1])
         draw_roofline(left, profile, colours)
         draw_ratios(right, panels, colours)
-        if below is not None:
-            axes = below.subplots(rows, columns, squeeze=False).flat
-            for panel, fit in zip(axes, panels, strict=False):
-                draw_fit(panel, fit)
-            for unused in list(axes)[len(panels) :]:
-                unused.set_visible(False)
+        axes = [panel for row in below for panel in row.subplots(1, columns, squeeze=False).flat]
+        for panel, fit in zip(axes, panels, strict=False):
+            draw_fit(panel, fit)
+        for unused in axes[len(panels) :]:
+            unused.set_visible(False)
         try:
             figure.savefig(path, format="png", dpi=130)
         except OSError as error:

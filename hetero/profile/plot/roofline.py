@@ -57,8 +57,6 @@ def draw_roofline(axes: "Axes", profile: NodeProfile, colours: dict[str, str]) -
     axes.set_xlim(left, right)
     top = max([each.flops_per_s or 0.0 for each in roofs] + [1e12 * p.tflops for p in every])
     axes.set_ylim(min(point.tflops for point in every) / 2.5, top / 1e12 * 2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.legend(loc="lower right", fontsize=9)
 
 

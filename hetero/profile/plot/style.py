@@ -8,11 +8,10 @@ from hetero.profile.rates import count_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
 
 INK, FAINT = "#222222", "#8a8a8a"
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11.5,
     "axes.titlelocation": "left",
@@ -48,33 +47,37 @@ def colour_key(fit: EngineFit) -> str:
     return f"{fit.engine} {fit.device} {fit.kv_k}/{fit.kv_v} {fit.unified}"
 
 
-def seconds_label(seconds: float, _: object = None) -> str:
-    if seconds >= 1:
-        return f"{seconds:.3g} s"
-    return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} µs"
-
-
 def log_axes(axes: "Axes") -> None:
-    """Both, with plain numbers where there are decades to show."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.grid(True, which="minor", color="#f3f3f3", linewidth=0.6)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def power_of_two_ticks(axis: "Axis", low: float, high: float) -> None:
-    """At most seven."""
+def power_of_two_axis(axes: "Axes", low: float, high: float) -> None:
+    """Along x, at most seven ticks; to the right room for the names of lines."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.2, 1.2 * high * (high / low) ** 0.3)
     ticks = [float(2**power) for power in range(24) if low * 0.99 <= 2**power <= high * 1.01]
-    step = -(-len(ticks) // 7) or 1
-    axis.set_major_locator(FixedLocator(ticks[::-1][::step][::-1]))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: count_text(value))
+    step = max(1, -(-len(ticks) // 7))
+    axes.xaxis.set_major_locator(FixedLocator(ticks[::-1][::step]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: count_text(value))
 
 
-def second_ticks(axis: "Axis") -> None:
+def log_time_axis(axes: "Axes") -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
-    axis.set_major_formatter(seconds_label)
-    axis.set_minor_formatter(NullFormatter())
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 3.0, 5.0), numticks=12))
+    axes.yaxis.set_major_formatter(_seconds_label)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _seconds_label(seconds: float, _: object) -> str:
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} µs"
