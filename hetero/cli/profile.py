@@ -2,7 +2,9 @@
 
 import typer
 
+from hetero.cli.profile_compare import compare
 from hetero.cli.profile_link import link
+from hetero.cli.profile_show import show
 
 app = typer.Typer(help="Measure machines and wires.", no_args_is_help=True)
 
@@ -13,3 +15,5 @@ def profile() -> None:
 
 
 app.command()(link)
+app.command()(show)
+app.command()(compare)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hetero.cli.options import KType, VType
-from hetero.cli.output import AsJson, print_json, print_progress, seconds_text, size_text
+from hetero.cli.output import AsJson, print_json, print_progress
 from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def link(
         raise ConfigError("link: --model, --shape and --transport belong to the listening end")
     assert address is not None
     found = _measure(address, _modes(seals, connections), seconds, rounds)
+    from hetero.cli.profile_tables import print_link
     from hetero.profile.document import document, write_profile
 
     if output is not None:
@@ -78,7 +79,7 @@ def link(
     if as_json:
         print_json(document(found))
     else:
-        _print(found)
+        print_link(found)
 
 
 def _whose(model: str | None, shape: str | None, kv_k: str, kv_v: str) -> "tuple[str, KVLayout]":
@@ -225,44 +226,3 @@ def _measure(address: str, modes: "list[Mode]", seconds: float, rounds: int) -> 
         key = getpass("The key that the listening end printed: ")
     with LinkDialer(f"tcp://{address}", key) as dialer:
         return dialer.measure(modes, seconds=seconds, num_rounds=rounds, say=print_progress)
-
-
-def _print(found: "LinkProfile") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    plain = found.plain
-    whose = f"{found.model}, K {found.kv_k}, V {found.kv_v}"
-    title = (
-        f"{found.source} to {found.sink} by {found.transport}: {whose}, "
-        f"{size_text(found.transfer_bytes)} a transfer"
-    )
-    table = Table(box=None, title=Text(title), title_justify="left")
-    for head in ("", "Gbit/s", "of plain TCP", "cores here", "cores there", "restore"):
-        table.add_column(head, no_wrap=True)
-    table.add_row(
-        "plain TCP",
-        f"{8e-9 * plain.bytes_per_s.median:.2f}",
-        "",
-        f"{plain.source_cores.median:.2f}",
-        f"{plain.sink_cores.median:.2f}",
-        "",
-    )
-    for row in found.goodput:
-        count = "" if row.connections is None else f", {row.connections} connections"
-        table.add_row(
-            f"KV, {row.seal}{count}",
-            f"{8e-9 * row.bytes_per_s.median:.2f}",
-            f"{row.of_plain.median:.3f} ({row.of_plain.low:.3f}-{row.of_plain.high:.3f})",
-            f"{row.source_cores.median:.2f}",
-            f"{row.sink_cores.median:.2f}",
-            seconds_text(row.restore_s.median),
-        )
-    console = Console(soft_wrap=True, width=120)
-    console.print(table)
-    rtt = found.rtt_s
-    console.print(
-        f"\nround trip {1e6 * rtt.median:.0f} us (least {1e6 * rtt.low:.0f} us); "
-        f"packing {found.pack_bytes_per_s.median / 1e9:.2f} GB/s on one thread here"
-    )

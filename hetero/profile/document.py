@@ -21,6 +21,12 @@ Profile = NodeProfile | LinkProfile
 # Raised with every change that an older reader would misread.
 FORMAT = 1
 
+# A hundred times what a long measurement writes; whoever names a model file is told so at once.
+MAX_FILE_BYTES = 16 * 2**20
+
+# Twice what a profile has.
+_MAX_DEPTH = 16
+
 _KINDS: dict[str, type[NodeProfile] | type[LinkProfile]] = {
     "node": NodeProfile,
     "link": LinkProfile,
@@ -77,9 +83,9 @@ def read_profile(path: Path) -> Profile:
     _check_digests(path, content, digests)
     body = {name: value for name, value in content.items() if name != "format"}
     try:
-        return msgspec.convert(body, _KINDS[kind], strict=False)
+        return msgspec.convert(body, _KINDS[kind], str_keys=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {_explained(error)}") from None
 
 
 def require_model(profile: NodeProfile, fingerprint: ModelFingerprint, path: Path) -> None:
@@ -106,16 +112,41 @@ def require_model(profile: NodeProfile, fingerprint: ModelFingerprint, path: Pat
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_bytes(), Loader=_LOADER)
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError(
             f"{path}: can't read it: {(error.strerror or str(error)).lower()}"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: need a profile's YAML, have more than {MAX_FILE_BYTES} bytes")
+    try:
+        _check_plain(text)
+        content = yaml.load(text, Loader=_LOADER)
+    # ValueError: what looks like a number or a date and is none.
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: need a profile's YAML, have: {_one_line(error)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: need a profile's YAML, have {_shown(content)}")
     return content
+
+
+def _check_plain(text: bytes) -> None:
+    """Events are read one by one; loading recurses, and libyaml's dies of a deep file's nesting.
+
+    Raises: ValueError for YAML that no profile has, yaml.YAMLError for what is none.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"more than {_MAX_DEPTH} levels")
+        # A few bytes of aliases can stand for more than fits in memory.
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+            raise ValueError("an alias or a tag")
 
 
 def _check_digests(path: Path, content: dict[str, Any], digests: dict[str, Any]) -> None:
@@ -124,15 +155,20 @@ def _check_digests(path: Path, content: dict[str, Any], digests: dict[str, Any])
             raise ConfigError(f"{path}: {name}: need it, have none; the file is truncated")
         if name not in digests:
             raise ConfigError(f"{path}: {name}: need a field of a profile, have one added to it")
-        if _digest(content[name]) != digests[name]:
+        digest = _digest(content[name])
+        if digest is None or digest != digests[name]:
             raise ConfigError(
                 f"{path}: {name}: need what was measured, have it edited; measure again, or take "
                 "an unedited copy"
             )
 
 
-def _digest(value: object) -> str:
-    return blake3(msgspec.json.encode(value, order="sorted")).hexdigest()[:16]
+def _digest(value: object) -> str | None:
+    """None of what no profile holds, as a key that is no text."""
+    try:
+        return blake3(msgspec.json.encode(value, order="sorted")).hexdigest()[:16]
+    except (TypeError, ValueError):
+        return None
 
 
 def _text(content: dict[str, Any]) -> str:
@@ -140,6 +176,13 @@ def _text(content: dict[str, Any]) -> str:
     return str(
         yaml.dump(content, Dumper=_DUMPER, sort_keys=False, default_flow_style=None, width=120)
     )
+
+
+def _explained(error: msgspec.ValidationError) -> str:
+    text, _, where = str(error).partition(" - at `$")
+    field = where.rstrip("`").lstrip(".")
+    text = text.replace("Expected ", "need ").replace(", got ", ", have ").replace("`", "")
+    return f"{field}: {text}" if field else text
 
 
 def _one_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from hetero.messages import ModelFingerprint
 from hetero.profile.facts.report import Facts
+from hetero.profile.quantities import Count, Finite, NotNegative, OneOrMore, Positive
 from hetero.profile.step_cost import StepCost
 
 Source = Literal["measured", "fitted", "estimated"]
@@ -30,36 +31,36 @@ class ModelShape(_Section, frozen=True, kw_only=True):
     fingerprint: ModelFingerprint | None
     architecture: str
     quantization: str
-    num_parameters: int
-    weight_bytes: int
-    num_layers: int
-    num_kv_heads: int
-    head_dim_k: int
-    head_dim_v: int
-    num_experts: int
+    num_parameters: OneOrMore
+    weight_bytes: OneOrMore
+    num_layers: OneOrMore
+    num_kv_heads: Count
+    head_dim_k: Count
+    head_dim_v: Count
+    num_experts: Count
 
 
 class CoreBandwidth(_Section, frozen=True, kw_only=True):
     """Of memory, by the cores of one NUMA node on memory of their own, or of one core alone."""
 
-    cores: int
-    read_gb_s: float
-    copy_gb_s: float  # bytes read and bytes written both count
-    triad_gb_s: float  # STREAM's: three words counted, a fourth moves
+    cores: OneOrMore
+    read_gb_s: Positive
+    copy_gb_s: Positive  # bytes read and bytes written both count
+    triad_gb_s: Positive  # STREAM's: three words counted, a fourth moves
 
 
 class GPUCeilings(_Section, frozen=True, kw_only=True):
     name: str
-    copy_gb_s: float  # read and written
-    tflops: dict[str, float]  # of a large matrix product, by type
-    to_device_gb_s: float  # pinned
-    from_device_gb_s: float
+    copy_gb_s: Positive  # read and written
+    tflops: dict[str, Positive]  # of a large matrix product, by type
+    to_device_gb_s: Positive  # pinned
+    from_device_gb_s: Positive
 
 
 class DiskCeilings(_Section, frozen=True, kw_only=True):
     path: str
-    read_gb_s: float
-    write_gb_s: float
+    read_gb_s: Positive
+    write_gb_s: Positive
     is_direct: bool  # past the page cache
 
 
@@ -67,16 +68,21 @@ class Ceilings(_Section, frozen=True, kw_only=True):
     """What the hardware gives to code that does nothing else."""
 
     source: Source
-    cores: int  # those that the engines would use; the next three are theirs, all together
-    read_gb_s: float
-    copy_gb_s: float
-    triad_gb_s: float
+    cores: Count  # those that the engines would use; the next three are theirs, all together
+    read_gb_s: Positive
+    copy_gb_s: Positive
+    triad_gb_s: Positive
     numa: dict[int, CoreBandwidth]
     one_core: CoreBandwidth | None
-    tflops: dict[str, float]  # of all those cores, by type
+    tflops: dict[str, Positive]  # of all those cores, by type
     gpus: list[GPUCeilings]
     disks: list[DiskCeilings]
-    spread: dict[str, tuple[float, float]]  # lowest and highest sample of some of the above
+    spread: dict[str, tuple[Positive, Positive]]  # lowest and highest sample of some of the above
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in self.spread.items():
+            if low > high:
+                raise ValueError(f"spread of {name}: need lowest first, have {low:g}, {high:g}")
 
 
 class Sample(_Section, frozen=True, kw_only=True):
@@ -86,22 +92,22 @@ class Sample(_Section, frozen=True, kw_only=True):
     machine at that moment, by its pilot, over its median speed; `seconds * speed` is fitted.
     """
 
-    rows: int
-    visible: float
-    masked: float
-    seconds: float
-    speed: float
-    repeats: int
+    rows: OneOrMore
+    visible: NotNegative
+    masked: NotNegative
+    seconds: Positive
+    speed: Positive
+    repeats: OneOrMore
     drawn: bool = False  # at random, and predicted before it was measured
 
 
 class FitError(_Section, frozen=True, kw_only=True):
     """Of predictions for points left out of the fit, relative to what was measured."""
 
-    num_points: int
-    median: float
-    p90: float
-    bias: float  # mean of predicted / measured, less 1
+    num_points: Count
+    median: NotNegative
+    p90: NotNegative
+    bias: Finite  # mean of predicted / measured, less 1
 
 
 class EngineFit(_Section, frozen=True, kw_only=True):
@@ -118,13 +124,18 @@ class EngineFit(_Section, frozen=True, kw_only=True):
     unified: bool  # cache mode: one pool of cells for all sequences, or a stream each
     kv_k: str
     kv_v: str
-    threads: int
-    chunk_tokens: int  # the most rows of a prefill step
+    threads: Count
+    chunk_tokens: OneOrMore  # the most rows of a prefill step
     cost: StepCost
-    request_s: float  # once for each prompt, or each sequence that joins
-    interval: tuple[float, float]
+    request_s: NotNegative  # once for each prompt, or each sequence that joins
+    interval: tuple[Positive, Positive]
     error: FitError | None  # None: estimated
     samples: list[Sample]
+
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if not low <= 1 <= high:
+            raise ValueError(f"interval: need one that holds 1, have {low:g} to {high:g}")
 
     def chunk_s(self, num_tokens: int, cached_tokens: int = 0, other_cells: int = 0) -> float:
         """One prefill step: `num_tokens` new ones after `cached_tokens` of their own."""
@@ -174,9 +185,9 @@ class CodecRates(_Section, frozen=True, kw_only=True):
     source: Source
     kv_k: str
     kv_v: str
-    pack_gb_s: float
-    restore_gb_s: float
-    restore_s: float  # of an empty state: what each restore costs in any case
+    pack_gb_s: Positive
+    restore_gb_s: Positive
+    restore_s: NotNegative  # of an empty state: what each restore costs in any case
 
 
 class CoRun(_Section, frozen=True, kw_only=True):
@@ -185,21 +196,21 @@ class CoRun(_Section, frozen=True, kw_only=True):
     source: Source
     what: str
     beside: str
-    slowdown: float  # of `what`
-    beside_slowdown: float | None
+    slowdown: Positive  # of `what`
+    beside_slowdown: Positive | None
     note: str = ""
 
 
 class RoleSettings(_Section, frozen=True, kw_only=True):
     """What was found best for a role, and what `hetero up` starts a node with."""
 
-    threads: int
-    cpus: list[int]  # those to run on; empty: as the system likes
-    numa_node: int | None
+    threads: OneOrMore
+    cpus: list[Count]  # those to run on; empty: as the system likes
+    numa_node: Count | None
     load: LoadMode
     unified: bool
-    chunk_tokens: int
-    tried: dict[str, float]  # seconds of one and the same step, by setting
+    chunk_tokens: OneOrMore
+    tried: dict[str, Positive]  # seconds of one and the same step, by setting
 
 
 class Noise(_Section, frozen=True, kw_only=True):
@@ -208,22 +219,22 @@ class Noise(_Section, frozen=True, kw_only=True):
 
     is_noisy: bool
     reasons: list[str]
-    pilot_s: dict[str, float]  # the pilots' medians, by name: fixed work, so comparable over runs
-    speed: tuple[float, float]  # 5th and 95th percentile
-    others_cpu_share: float  # of the machine's processor time, taken by other processes
-    steal_share: float | None  # taken by other guests of a virtual machine
+    pilot_s: dict[str, Positive]  # the pilots' medians: fixed work, so comparable over runs
+    speed: tuple[Positive, Positive]  # 5th and 95th percentile
+    others_cpu_share: NotNegative  # of the machine's processor time, taken by other processes
+    steal_share: NotNegative | None  # taken by other guests of a virtual machine
     throttled: list[str]
 
 
 class Soak(_Section, frozen=True, kw_only=True):
     """The engine's steps, on and on: rates are steps per second over windows of equal length."""
 
-    seconds: float
-    first_rate: float
-    last_rate: float
-    lowest_rate: float
-    mhz: tuple[float, float] | None  # first and last window
-    watts: float | None
+    seconds: Positive
+    first_rate: NotNegative
+    last_rate: NotNegative
+    lowest_rate: NotNegative
+    mhz: tuple[Positive, Positive] | None  # first and last window
+    watts: NotNegative | None
     meter: str | None  # what the watts were read from
     throttled: list[str]
 
@@ -232,8 +243,8 @@ class Provenance(_Section, frozen=True, kw_only=True):
     commit: str | None
     versions: dict[str, str | None]
     settings: dict[str, str | None]  # a change of any makes the profile stale
-    seconds: float  # the whole measurement took
-    budget_s: float
+    seconds: NotNegative  # the whole measurement took
+    budget_s: NotNegative
 
 
 class NodeProfile(_Section, frozen=True, kw_only=True, tag_field="kind", tag="node"):

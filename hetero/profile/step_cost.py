@@ -13,17 +13,28 @@ Planning evaluates this on a laptop: nothing here needs an engine.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
+
+from hetero.profile.quantities import NotNegative, OneOrMore
 
 
 class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Coefficients of the formula above, all seconds, none negative."""
 
-    rows: list[int]  # knots, ascending
-    rows_s: list[float]  # at the knots; beyond the last, along the last two
-    visible_s: float
-    masked_s: float
+    rows: list[OneOrMore]  # knots, ascending
+    rows_s: list[NotNegative]  # at the knots; beyond the last, along the last two
+    visible_s: NotNegative
+    masked_s: NotNegative
+
+    def __post_init__(self) -> None:
+        if not self.rows or any(b <= a for a, b in pairwise(self.rows)):
+            raise ValueError(f"rows: need one knot or more, ascending, have {self.rows}")
+        if len(self.rows_s) != len(self.rows):
+            raise ValueError(
+                f"rows_s: need one for each of {len(self.rows)} knots, have {len(self.rows_s)}"
+            )
 
     def seconds(self, num_rows: int, visible: float, masked: float) -> float:
         return self.rows_seconds(num_rows) + visible * self.visible_s + masked * self.masked_s

@@ -74,7 +74,7 @@ def tour(role: Role, domain: Domain, unified: bool, random: np.random.Generator)
         # Others' cells beside the prompt's: none in half of the tours, as on a node of its own.
         cells[1:] *= random.random() < 0.5
     for _ in range(_TOUR_POINTS):
-        rows = int(round(np.exp(random.uniform(0, np.log(domain.most_rows(role))))))
+        rows = round(float(np.exp(random.uniform(0, np.log(domain.most_rows(role))))))
         appended = rows if role == "prefill" else 1
         room = max(0, domain.context_tokens - appended)
         yield Point(role, rows, tuple(min(int(have), room) for have in cells))
@@ -98,5 +98,5 @@ def _log_uniform(
 def _knots(largest: int, *, dense_until: int, growth: float) -> list[int]:
     knots = list(range(1, min(dense_until, largest) + 1))
     while knots[-1] < largest:
-        knots.append(min(largest, max(knots[-1] + 1, int(round(knots[-1] * growth)))))
+        knots.append(min(largest, max(knots[-1] + 1, round(knots[-1] * growth))))
     return knots

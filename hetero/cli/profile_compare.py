@@ -1,0 +1,103 @@
+"""`hetero profile compare`: two profiles side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hetero.cli.output import AsJson, print_json
+
+if TYPE_CHECKING:
+    from hetero.profile.agreement import Agreement
+    from hetero.profile.comparison import Figure
+    from hetero.profile.node_report import Table
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A")],
+    second: Annotated[Path, typer.Argument(metavar="B")],
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Also profiles of different models.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Two nodes' or two links' profiles side by side.
+
+    Of two runs on one machine and model also how far their fits agree: each prediction over a
+    grid inside both runs' samples, in units of the run's pilot, so that a machine that was slower
+    all the while is no difference.
+    """
+    import msgspec
+
+    from hetero.cli.profile_tables import print_table
+    from hetero.errors import ConfigError
+    from hetero.profile import comparison
+    from hetero.profile.agreement import agreement
+    from hetero.profile.document import read_profile
+    from hetero.profile.node_profile import NodeProfile
+
+    a, b = read_profile(first), read_profile(second)
+    figures = comparison.compare(a, b)
+    agreed, no_agreement = None, "a link's profile has no fits"
+    if isinstance(a, NodeProfile) and isinstance(b, NodeProfile):
+        if not any_model:
+            comparison.require_same_model(a, first, b, second)
+        try:
+            agreed = agreement(a, b)
+        except ConfigError as error:
+            no_agreement = str(error)
+    if as_json:
+        rows = [msgspec.structs.asdict(figure) | {"ratio": figure.ratio} for figure in figures]
+        fields: dict[str, Any] = {"a": str(first), "b": str(second), "figures": rows}
+        fields["agreement"] = msgspec.to_builtins(agreed)
+        fields["no_agreement"] = no_agreement if agreed is None else None
+        print_json(fields)
+        return
+    print_table(_figures_table(figures, str(first), str(second)))
+    if agreed is None:
+        print(f"\npredictions over a grid: not compared: {no_agreement}")
+    else:
+        print_table(_agreement_table(agreed))
+        for name in agreed.unmatched:
+            print(f"in one of them only: {name}")
+
+
+def _figures_table(figures: "list[Figure]", first: str, second: str) -> "Table":
+    from hetero.profile.node_report import Table
+
+    rows = [
+        [
+            figure.section,
+            figure.name,
+            _number(figure.a),
+            _number(figure.b),
+            figure.unit,
+            "" if figure.ratio is None else f"{figure.ratio:.3f}",
+        ]
+        for figure in figures
+    ]
+    return Table(f"A: {first}   B: {second}", ["", "", "A", "B", "", "B / A"], rows)
+
+
+def _agreement_table(agreed: "Agreement") -> "Table":
+    from hetero.profile.node_report import Table
+
+    rows = [
+        [
+            f"{fit.role} {fit.name}",
+            str(len(fit.points)),
+            f"{fit.median_deviation:.1%}",
+            f"{fit.worst_deviation:.1%}",
+        ]
+        for fit in agreed.fits
+    ]
+    total = sum(len(fit.points) for fit in agreed.fits)
+    rows.append(
+        ["all", str(total), f"{agreed.median_deviation:.1%}", f"{agreed.worst_deviation:.1%}"]
+    )
+    title = "predictions over a grid inside both runs' samples, in units of each run's pilot"
+    return Table(title, ["", "points", "median deviation", "worst"], rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

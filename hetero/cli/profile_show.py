@@ -1,0 +1,54 @@
+"""`hetero profile show`: what a profile says, and how near to its ceilings that is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hetero.cli.output import AsJson, print_json, print_progress
+
+if TYPE_CHECKING:
+    from hetero.profile.node_profile import NodeProfile
+
+
+def show(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A node's or a link's profile.")],
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw a roofline, and the fits with their samples."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a profile says, each figure with its share of what the hardware gives."""
+    from hetero.cli.profile_tables import print_link, print_node
+    from hetero.errors import ConfigError
+    from hetero.profile.document import document, read_profile
+    from hetero.profile.link.report import LinkProfile
+
+    profile = read_profile(path)
+    if isinstance(profile, LinkProfile):
+        if plot is not None:
+            raise ConfigError(f"{path}: kind: need a node's profile to plot, have a link's")
+        if as_json:
+            print_json(document(profile))
+        else:
+            print_link(profile)
+        return
+    if plot is not None:
+        from hetero.profile.plot.node_figure import plot_node
+
+        plot_node(profile, plot)
+        print_progress(f"drawn: {plot}")
+    if as_json:
+        print_json(document(profile) | {"rates": _rates(profile)})
+    else:
+        print_node(profile)
+
+
+def _rates(profile: "NodeProfile") -> list[list[dict[str, Any]]]:
+    """Of each fit, in the order of `fits`."""
+    import msgspec
+
+    from hetero.profile.rates import rates
+
+    return [msgspec.to_builtins(rates(profile, fit)) for fit in profile.fits]

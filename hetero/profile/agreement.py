@@ -1,0 +1,164 @@
+"""Whether two runs on one machine and model come to the same predictions.
+
+A run's samples are normalized to its own median speed, so its seconds scale with its pilots':
+predictions are compared in units of the pilot that resembles the work.
+"""
+
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import msgspec
+
+from hetero.errors import ConfigError
+from hetero.profile.node_profile import EngineFit, NodeProfile, Role, Sample
+from hetero.profile.rates import fit_name
+
+# Decoding waits for memory, reading a prompt for arithmetic.
+PILOTS: dict[Role, str] = {"decode": "memory", "prefill": "compute"}
+
+# Lines of the grid along rows, and along cells for each row.
+_LINES = 6
+
+
+class PointRatio(msgspec.Struct, frozen=True, kw_only=True):
+    """One step in both runs. ratio: of the second run's normalized seconds over the first's."""
+
+    rows: int
+    visible: float
+    masked: float
+    ratio: float
+
+
+class FitAgreement(msgspec.Struct, frozen=True, kw_only=True):
+    """Deviations are relative, the same whichever run is first: 0.05 for 1.05 and for 1 / 1.05."""
+
+    role: Role
+    name: str
+    points: list[PointRatio]
+    median_deviation: float
+    worst_deviation: float
+
+
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+    fits: list[FitAgreement]
+    unmatched: list[str]  # fits of one run, or without samples in common
+    median_deviation: float
+    worst_deviation: float
+
+
+def agreement(a: NodeProfile, b: NodeProfile) -> Agreement:
+    """Over a grid inside both runs' samples.
+
+    Raises: ConfigError for two machines or models, without pilots, or with no fit in common.
+    """
+    for what, ours, theirs in zip(("host", "CPU", "model"), _whose(a), _whose(b), strict=True):
+        if ours != theirs:
+            raise ConfigError(f"{what}: need two runs on one, have {ours} and {theirs}")
+    others = {(fit.role, fit_name(fit)): fit for fit in b.fits}
+    names = {(fit.role, fit_name(fit)) for fit in a.fits}
+    unmatched = [f"{role} {name}" for role, name in others if (role, name) not in names]
+    fits = []
+    for fit in a.fits:
+        name = fit_name(fit)
+        other = others.get((fit.role, name))
+        pairs = [] if other is None else list(_shared_steps(fit, other))
+        if other is None or not pairs:
+            unmatched.append(f"{fit.role} {name}")
+            continue
+        scale = _pilot_s(a, fit.role) / _pilot_s(b, fit.role)
+        points = [
+            PointRatio(
+                rows=rows,
+                visible=visible,
+                masked=masked,
+                ratio=scale
+                * _seconds(other, rows, visible, masked)
+                / _seconds(fit, rows, visible, masked),
+            )
+            for rows, visible, masked in pairs
+        ]
+        fits.append(
+            FitAgreement(
+                role=fit.role,
+                name=name,
+                points=points,
+                median_deviation=median(map(_deviation, points)),
+                worst_deviation=max(map(_deviation, points)),
+            )
+        )
+    deviations = [_deviation(point) for fit in fits for point in fit.points]
+    if not deviations:
+        raise ConfigError("fits: need one with samples in both profiles, have none")
+    return Agreement(
+        fits=fits,
+        unmatched=unmatched,
+        median_deviation=median(deviations),
+        worst_deviation=max(deviations),
+    )
+
+
+def _whose(profile: NodeProfile) -> tuple[str, str, str]:
+    model = profile.model
+    digests = model.fingerprint
+    weights = f"shape {model.name}" if digests is None else f"tensors {digests.tensors[:16]}"
+    return profile.host, profile.facts.cpu.model, weights
+
+
+def _pilot_s(profile: NodeProfile, role: Role) -> float:
+    name = PILOTS[role]
+    if profile.noise is None or name not in profile.noise.pilot_s:
+        raise ConfigError(f"noise.pilot_s of {profile.host}: need {name}, have none")
+    return profile.noise.pilot_s[name]
+
+
+def _seconds(fit: EngineFit, rows: int, visible: float, masked: float) -> float:
+    """Of a step; of a prompt in one step, where that is what its user waits for."""
+    step_s = fit.cost.seconds(rows, visible, masked)
+    return step_s + fit.request_s if fit.role == "prefill" else step_s
+
+
+def _deviation(point: PointRatio) -> float:
+    return max(point.ratio, 1 / point.ratio) - 1
+
+
+def _shared_steps(a: EngineFit, b: EngineFit) -> Iterator[tuple[int, float, float]]:
+    """(rows, visible, masked) of steps no further out than both runs' samples."""
+    if not a.samples or not b.samples or a.unified != b.unified:
+        return
+    low_rows, high_rows = _shared(a, b, lambda sample: sample.rows)
+    low_cells, high_cells = _shared(a, b, lambda sample: sample.visible / sample.rows)
+    most_visible = _shared(a, b, lambda sample: sample.visible)[1]
+    most_masked = _shared(a, b, lambda sample: sample.masked)[1]
+    for rows in sorted({round(rows) for rows in _geometric(low_rows, high_rows)}):
+        # A chunk's rows see each other: on average half of it.
+        own_cells = (rows + 1) / 2 if a.role == "prefill" else 0.0
+        for cells in _geometric(max(low_cells, own_cells), high_cells):
+            visible = rows * cells
+            masked = _least_masked(a, rows, visible)
+            if visible <= most_visible and masked <= most_masked:
+                yield rows, visible, masked
+                if a.unified and masked < most_masked:
+                    yield rows, visible, most_masked
+
+
+def _least_masked(fit: EngineFit, rows: int, visible: float) -> float:
+    """With nobody else in the cache, and sequences of equal length."""
+    if fit.role == "prefill":
+        return rows * (rows - 1) / 2
+    return visible * (rows - 1) if fit.unified else 0.0
+
+
+def _shared(a: EngineFit, b: EngineFit, of: Callable[[Sample], float]) -> tuple[float, float]:
+    """The range that both runs' samples have, lowest and highest."""
+    ours, theirs = [of(sample) for sample in a.samples], [of(sample) for sample in b.samples]
+    return max(min(ours), min(theirs)), min(max(ours), max(theirs))
+
+
+def _geometric(low: float, high: float) -> list[float]:
+    """None of an empty range."""
+    if low > high:
+        return []
+    if low == high or low <= 0:
+        return sorted({low, high})
+    ratio = high / low
+    return [*(low * ratio ** (line / (_LINES - 1)) for line in range(_LINES - 1)), high]

@@ -1,0 +1,270 @@
+"""A node's profile as lines and tables for people; nothing here is printed."""
+
+from typing import NamedTuple
+
+from hetero.profile.facts.report import CPU, Facts
+from hetero.profile.node_profile import (
+    Ceilings,
+    CodecRates,
+    CoRun,
+    EngineFit,
+    NodeProfile,
+    Noise,
+    Role,
+    RoleSettings,
+    Soak,
+)
+from hetero.profile.rates import CONTEXT, Rate, count_text, fastest, fit_name, rates, roof
+
+GIB = 2**30
+BEYOND = "*"  # after a rate that no sample reaches
+
+
+class Table(NamedTuple):
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+
+
+def headline(profile: NodeProfile) -> str:
+    """What the machine does with the model, in one line."""
+    words = []
+    for role in ("prefill", "decode"):
+        best = fastest(profile, role)
+        if best is None:
+            continue
+        fit, rate = best
+        above = roof(profile, fit.device)
+        share = ""
+        if rate.share is not None and above is not None:
+            of = "read bandwidth" if role == "decode" else f"{above.flops_type} flops"
+            share = f"{rate.share:.0%} of {of}, "
+        types = fit.kv_k if fit.kv_k == fit.kv_v else f"{fit.kv_k}/{fit.kv_v}"
+        words.append(
+            f"{role} {rate_text(rate.tokens_per_s)} tok/s at {count_text(CONTEXT)} "
+            f"({share}{_interval_text(fit.interval)}, {types}, {fit.source})"
+        )
+    return "; ".join(words) or "no engine was measured"
+
+
+def facts_lines(facts: Facts) -> list[str]:
+    product = f"{facts.product}: " if facts.product else ""
+    lines = [f"{product}{_cpu_text(facts.cpu)}, {_memory_text(facts)}"]
+    usable = facts.usable
+    if usable.cpu_quota is not None or len(usable.cpus) < facts.cpu.logical_cores:
+        quota = "" if usable.cpu_quota is None else f", {usable.cpu_quota:g} cores' time"
+        lines.append(
+            f"usable: {len(usable.cpus)} of {facts.cpu.logical_cores} logical cores{quota}, "
+            f"{usable.memory_bytes / GIB:.0f} GiB"
+        )
+    settings = [
+        f"{name} {value}"
+        for name, value in (
+            ("governor", facts.cpu.governor),
+            ("huge pages", facts.memory.transparent_huge_pages),
+            ("virtual:", facts.virtual),
+        )
+        if value is not None
+    ]
+    if facts.power.on_battery:
+        settings.append("on battery")
+    lines.append(", ".join([facts.system, *settings]))
+    for gpu in facts.gpus:
+        parts = [gpu.name]
+        if gpu.memory_bytes is not None:
+            parts.append(f"{gpu.memory_bytes / GIB:.0f} GiB")
+        if gpu.compute_capability is not None:
+            parts.append(f"compute capability {gpu.compute_capability}")
+        if gpu.pcie_generation is not None:
+            parts.append(f"PCIe {gpu.pcie_generation} x{gpu.pcie_width}")
+        lines.append(f"GPU {gpu.index}: {', '.join(parts)}")
+    for nic in facts.nics:
+        if nic.is_up and nic.speed_mbit:
+            rdma = f", RDMA by {nic.rdma_device}" if nic.rdma_device else ""
+            lines.append(f"{nic.name}: {nic.speed_mbit / 1000:g} Gbit/s, MTU {nic.mtu}{rdma}")
+    for disk in facts.disks:
+        lines.append(f"{disk.name}: {disk.kind}, {disk.num_bytes / 1e9:.0f} GB")
+    return lines
+
+
+def noise_lines(noise: Noise | None) -> list[str]:
+    if noise is None:
+        return ["estimated: nothing ran on the machine"]
+    low, high = noise.speed
+    pilots = f"pilots ran at {low:.0%} to {high:.0%} of their median"
+    if not noise.is_noisy and not noise.throttled:
+        return [f"quiet: {pilots}"]
+    verdict = "noisy" if noise.is_noisy else "throttled"
+    return [
+        f"{verdict}: {pilots}; the intervals allow for it",
+        *(f"- {reason}" for reason in noise.reasons),
+        *(f"- throttled: {reason}" for reason in noise.throttled),
+    ]
+
+
+def tables(profile: NodeProfile) -> list[Table]:
+    """Those that have rows, what matters most first."""
+    found = [
+        _fits_table(profile, "decode"),
+        _fits_table(profile, "prefill"),
+        _ceilings_table(profile.ceilings),
+        _codecs_table(profile.codecs),
+        _co_runs_table(profile.co_runs),
+        _settings_table(profile.settings),
+    ]
+    if profile.soak is not None:
+        found.append(_soak_table(profile.soak))
+    return [table for table in found if table.rows]
+
+
+def rate_text(per_second: float) -> str:
+    return f"{per_second:.0f}" if per_second >= 100 else f"{per_second:.3g}"
+
+
+def _fits_table(profile: NodeProfile, role: str) -> Table:
+    fits = [fit for fit in profile.fits if fit.role == role]
+    found = [rates(profile, fit) for fit in fits]
+    heads = [rate.what for rate in found[0]] if found else []
+    of = "bandwidth" if role == "decode" else "flops"
+    return Table(
+        f"{role}, tokens/s and share of {of}",
+        ["", *heads, "9 of 10 within", "error held out", ""],
+        [_fit_row(fit, row) for fit, row in zip(fits, found, strict=True)],
+    )
+
+
+def _fit_row(fit: EngineFit, found: list[Rate]) -> list[str]:
+    error = fit.error
+    return [
+        fit_name(fit),
+        *(_rate_cell(rate, has_samples=bool(fit.samples)) for rate in found),
+        _interval_text(fit.interval),
+        "" if error is None else f"{error.median:.1%}, p90 {error.p90:.1%}",
+        fit.source,
+    ]
+
+
+def _rate_cell(rate: Rate, *, has_samples: bool) -> str:
+    beyond = BEYOND if has_samples and not rate.is_sampled else ""
+    share = "" if rate.share is None else f" ({rate.share:.0%})"
+    return f"{rate_text(rate.tokens_per_s)}{beyond}{share}"
+
+
+def _interval_text(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"-{1 - low:.0%} +{high - 1:.0%}"
+
+
+def _ceilings_table(ceilings: Ceilings) -> Table:
+    rows = [
+        _bandwidth_row(
+            f"memory, {ceilings.cores} cores",
+            ceilings.read_gb_s,
+            ceilings.copy_gb_s,
+            ceilings.triad_gb_s,
+            ceilings.tflops,
+        )
+    ]
+    parts = {f"memory, NUMA node {node}": part for node, part in ceilings.numa.items()}
+    if len(parts) == 1:
+        parts = {}
+    if ceilings.one_core is not None:
+        parts["memory, one core"] = ceilings.one_core
+    for name, part in parts.items():
+        rows.append(_bandwidth_row(name, part.read_gb_s, part.copy_gb_s, part.triad_gb_s))
+    for index, gpu in enumerate(ceilings.gpus):
+        name = f"{gpu.name}, cuda:{index}"
+        rows.append([name, "", f"{gpu.copy_gb_s:.0f}", "", _tflops_text(gpu.tflops)])
+        moves = [f"{gpu.from_device_gb_s:.1f}", f"{gpu.to_device_gb_s:.1f}"]
+        rows.append([f"{name} over PCIe", *moves, "", ""])
+    for disk in ceilings.disks:
+        cached = "" if disk.is_direct else ", cached"
+        moves = [f"{disk.read_gb_s:.2f}", f"{disk.write_gb_s:.2f}"]
+        rows.append([f"disk at {disk.path}{cached}", *moves, "", ""])
+    title = f"ceilings, GB/s, {ceilings.source}"
+    return Table(title, ["", "read", "copy or write", "triad", "Tflop/s"], rows)
+
+
+def _bandwidth_row(
+    name: str, read: float, copy: float, triad: float, tflops: dict[str, float] | None = None
+) -> list[str]:
+    return [name, f"{read:.1f}", f"{copy:.1f}", f"{triad:.1f}", _tflops_text(tflops or {})]
+
+
+def _tflops_text(tflops: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in tflops.items())
+
+
+def _codecs_table(codecs: list[CodecRates]) -> Table:
+    rows = [
+        [
+            f"K {each.kv_k}, V {each.kv_v}",
+            f"{each.pack_gb_s:.2f}",
+            f"{each.restore_gb_s:.2f}",
+            f"{1000 * each.restore_s:.2f} ms",
+            each.source,
+        ]
+        for each in codecs
+    ]
+    heads = ["", "pack", "restore", "each restore", "source"]
+    return Table("KV between cells and wire, GB/s on one thread", heads, rows)
+
+
+def _co_runs_table(co_runs: list[CoRun]) -> Table:
+    rows = [
+        [
+            f"{each.what} beside {each.beside}",
+            f"{each.slowdown:.2f}x",
+            "" if each.beside_slowdown is None else f"{each.beside_slowdown:.2f}x",
+            each.source,
+            each.note,
+        ]
+        for each in co_runs
+    ]
+    return Table("two things at once, longer by", ["", "it", "the other", "source", ""], rows)
+
+
+def _settings_table(settings: dict[Role, RoleSettings]) -> Table:
+    rows = [
+        [
+            role,
+            str(found.threads),
+            f"{len(found.cpus)} CPUs" if found.cpus else "any",
+            "any" if found.numa_node is None else str(found.numa_node),
+            found.load,
+            "unified" if found.unified else "streams",
+            str(found.chunk_tokens),
+            ", ".join(f"{name} {1000 * tried:.3g} ms" for name, tried in found.tried.items()),
+        ]
+        for role, found in settings.items()
+    ]
+    heads = ["", "threads", "run on", "NUMA node", "load", "cache", "chunk", "tried"]
+    return Table("settings found best", heads, rows)
+
+
+def _soak_table(soak: Soak) -> Table:
+    rates_ = [f"{rate:.3g}" for rate in (soak.first_rate, soak.last_rate, soak.lowest_rate)]
+    mhz = "" if soak.mhz is None else f"{soak.mhz[0]:.0f} to {soak.mhz[1]:.0f}"
+    watts = "" if soak.watts is None else f"{soak.watts:.0f} ({soak.meter})"
+    return Table(
+        f"steps/s, on and on for {soak.seconds:.0f} s",
+        ["first", "last", "lowest", "MHz", "watts", "throttled"],
+        [[*rates_, mhz, watts, ", ".join(soak.throttled) or "no"]],
+    )
+
+
+def _cpu_text(cpu: CPU) -> str:
+    sockets = "" if cpu.sockets == 1 else f"{cpu.sockets} x "
+    wide = [name for name in cpu.isa if name.startswith(("avx", "amx"))]
+    return f"{sockets}{cpu.model}, {cpu.cores} cores ({' '.join(wide) or 'no AVX'})"
+
+
+def _memory_text(facts: Facts) -> str:
+    memory = facts.memory
+    text = f"{memory.num_bytes / GIB:.0f} GiB"
+    if memory.kind is not None:
+        speed = "" if memory.mega_transfers is None else f"-{memory.mega_transfers}"
+        text += f" {memory.kind}{speed}"
+    if memory.nominal_gb_s is not None:
+        text += f" on {memory.channels} channels ({memory.nominal_gb_s:.0f} GB/s nominal)"
+    return text

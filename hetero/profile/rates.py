@@ -1,0 +1,148 @@
+"""A fit's predictions at typical sizes, as tokens per second and as shares of the hardware's."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from hetero.kv.layout import model_layout
+from hetero.profile.node_profile import EngineFit, ModelShape, NodeProfile, chunk_work
+
+PROMPTS = (512, 2048, 8192)
+BATCHES = (1, 4, 16)
+CONTEXT = 2048  # of each sequence of a batch
+LONG_CONTEXT = 8192
+
+
+class Roof(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device gives to code that does nothing else. flops_per_s: of its fastest type."""
+
+    device: str
+    bytes_per_s: float
+    flops_per_s: float | None
+    flops_type: str | None
+
+
+class Rate(msgspec.Struct, frozen=True, kw_only=True):
+    """One prediction. share: of the roof's bytes (decode) or flops (prefill); None: not known."""
+
+    what: str
+    seconds: float
+    tokens_per_s: float
+    share: float | None
+    is_sampled: bool  # no further out than the fit's samples
+
+
+def roof(profile: NodeProfile, device: str) -> Roof | None:
+    """A GPU's copies read and write, so their bytes stand for what it can read."""
+    ceilings = profile.ceilings
+    if device == "cpu":
+        return _roof(device, ceilings.read_gb_s, ceilings.tflops)
+    index = device.partition(":")[2] or "0"
+    if index.isdigit() and int(index) < len(ceilings.gpus):
+        gpu = ceilings.gpus[int(index)]
+        return _roof(device, gpu.copy_gb_s, gpu.tflops)
+    return None
+
+
+def rates(profile: NodeProfile, fit: EngineFit) -> list[Rate]:
+    if fit.role == "decode":
+        depths = [[CONTEXT] * batch for batch in BATCHES] + [[LONG_CONTEXT]]
+        return [decode_rate(profile, fit, contexts) for contexts in depths]
+    return [prefill_rate(profile, fit, num_tokens) for num_tokens in PROMPTS]
+
+
+def decode_rate(profile: NodeProfile, fit: EngineFit, contexts: Sequence[int]) -> Rate:
+    """A step of sequences of so many cells each."""
+    seconds = fit.step_s(contexts)
+    above = roof(profile, fit.device)
+    share = None
+    if above is not None and seconds > 0 and has_known_work(profile.model):
+        share = step_bytes(profile.model, fit, sum(contexts)) / seconds / above.bytes_per_s
+    return Rate(
+        what=f"batch {len(contexts)} at {count_text(max(contexts))}",
+        seconds=seconds,
+        tokens_per_s=_per_second(len(contexts), seconds),
+        share=share,
+        is_sampled=_is_sampled(fit, len(contexts), max(contexts)),
+    )
+
+
+def prefill_rate(profile: NodeProfile, fit: EngineFit, num_tokens: int) -> Rate:
+    """A whole prompt with nothing cached."""
+    seconds = fit.prefill_s(num_tokens)
+    above = roof(profile, fit.device)
+    share = None
+    if above is not None and above.flops_per_s and seconds > 0 and has_known_work(profile.model):
+        share = matrix_flops(profile.model, num_tokens) / seconds / above.flops_per_s
+    last = num_tokens % fit.chunk_tokens or min(num_tokens, fit.chunk_tokens)
+    visible, _ = chunk_work(last, num_tokens - last, 0, fit.unified)
+    return Rate(
+        what=f"{count_text(num_tokens)} tokens",
+        seconds=seconds,
+        tokens_per_s=_per_second(num_tokens, seconds),
+        share=share,
+        is_sampled=_is_sampled(fit, min(num_tokens, fit.chunk_tokens), visible / last),
+    )
+
+
+def fastest(profile: NodeProfile, role: str) -> tuple[EngineFit, Rate] | None:
+    """The fit to name first: the quickest of those measured, or of the estimates if none was."""
+    of_role = [fit for fit in profile.fits if fit.role == role]
+    chosen = [fit for fit in of_role if fit.source != "estimated"] or of_role
+    if not chosen:
+        return None
+    typical = [
+        decode_rate(profile, fit, [CONTEXT])
+        if role == "decode"
+        else prefill_rate(profile, fit, CONTEXT)
+        for fit in chosen
+    ]
+    best = min(range(len(chosen)), key=lambda index: typical[index].seconds)
+    return chosen[best], typical[best]
+
+
+def has_known_work(model: ModelShape) -> bool:
+    """A mixture of experts reads and multiplies what its router chose: no share is claimed."""
+    return model.num_experts == 0
+
+
+def step_bytes(model: ModelShape, fit: EngineFit, visible: float) -> float:
+    """Read by a step at least: every weight once, and the cells attended to."""
+    return model.weight_bytes + visible * model_layout(model, fit.kv_k, fit.kv_v).token_bytes
+
+
+def matrix_flops(model: ModelShape, num_tokens: int) -> float:
+    """Two for each parameter and token; attention's come on top."""
+    return 2.0 * model.num_parameters * num_tokens
+
+
+def fit_name(fit: EngineFit) -> str:
+    """What tells it from the profile's other fits of its role."""
+    kernels = "" if fit.attention == fit.engine else f"/{fit.attention}"
+    cache = "unified" if fit.unified else "streams"
+    return f"{fit.engine}{kernels} {fit.device} {fit.kv_k}/{fit.kv_v} {cache}"
+
+
+def count_text(count: float) -> str:
+    """2048 is 2k, as contexts are spoken of."""
+    return f"{count / 1024:g}k" if count >= 1024 and count % 512 == 0 else f"{count:g}"
+
+
+def _roof(device: str, gb_s: float, tflops: dict[str, float]) -> Roof:
+    kind = max(tflops, key=lambda name: tflops[name], default=None)
+    return Roof(
+        device=device,
+        bytes_per_s=1e9 * gb_s,
+        flops_per_s=None if kind is None else 1e12 * tflops[kind],
+        flops_type=kind,
+    )
+
+
+def _is_sampled(fit: EngineFit, rows: int, cells_per_row: float) -> bool:
+    return any(sample.rows >= rows for sample in fit.samples) and any(
+        sample.visible >= sample.rows * cells_per_row for sample in fit.samples
+    )
+
+
+def _per_second(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0

@@ -1,0 +1,386 @@
+"""`hetero profile show` and `compare`: what people and programs are told of a profile."""
+
+import json
+import subprocess
+import sys
+
+import msgspec
+import pytest
+from node_profiles import FINGERPRINT, MODEL, gpu_ceilings, node_profile, with_fits
+from test_profile_document import link_profile
+
+from hetero.cli import main
+from hetero.errors import ConfigError
+from hetero.profile.agreement import agreement
+from hetero.profile.comparison import compare
+from hetero.profile.document import document, write_profile
+from hetero.profile.facts.report import GPU
+from hetero.profile.node_report import facts_lines, headline, noise_lines, tables
+from hetero.profile.rates import decode_rate, prefill_rate, rates, roof
+
+PROFILE = node_profile()
+PNG = b"\x89PNG\r\n\x1a\n"
+replace = msgspec.structs.replace
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes profiles; returns their paths."""
+
+    def write(*profiles):
+        paths = []
+        for number, profile in enumerate(profiles):
+            path = tmp_path / f"{number}.yaml"
+            write_profile(profile, path)
+            paths.append(str(path))
+        return paths
+
+    return write
+
+
+def call(capsys, *arguments):
+    status = main.main(["profile", *map(str, arguments)])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def called(capsys, *arguments):
+    status, out, err = call(capsys, *arguments)
+    assert status == 0, err
+    return out
+
+
+# Without what a machine may keep to itself.
+BARE_FACTS = replace(
+    PROFILE.facts,
+    product=None,
+    cpu=replace(PROFILE.facts.cpu, isa=[], governor=None, max_mhz=None, power_limit_watts=None),
+    memory=replace(
+        PROFILE.facts.memory, channels=None, kind=None, mega_transfers=None, huge_page_bytes=None
+    ),
+    usable=replace(PROFILE.facts.usable, cpus=[0, 1], cpu_quota=1.5),
+    power=replace(PROFILE.facts.power, on_battery=True),
+    nics=[],
+    disks=[],
+)
+ON_GPU = with_fits(
+    replace(PROFILE, ceilings=replace(PROFILE.ceilings, gpus=[gpu_ceilings()])), device="cuda:0"
+)
+BRIEF = replace(PROFILE, fits=[PROFILE.fits[0], PROFILE.fits[2]])  # drawn in half the time
+VARIANTS = {
+    "whole": PROFILE,
+    "nothing measured": replace(
+        BRIEF, fits=[], codecs=[], co_runs=[], settings={}, noise=None, soak=None
+    ),
+    "bare": replace(BRIEF, facts=BARE_FACTS),
+    "estimated": with_fits(replace(BRIEF, noise=None), source="estimated", samples=[], error=None),
+    "on a GPU": with_fits(replace(BRIEF, ceilings=ON_GPU.ceilings), device="cuda:0"),
+    "on an unknown GPU": with_fits(BRIEF, device="cuda:0"),
+    "unified": node_profile(unified=True),
+    "experts": replace(BRIEF, model=replace(MODEL, num_experts=8)),
+    "no flops known": replace(BRIEF, ceilings=replace(BRIEF.ceilings, tflops={}, numa={})),
+    "random weights": replace(BRIEF, model=replace(MODEL, fingerprint=None)),
+    "one sample": with_fits(BRIEF, samples=BRIEF.fits[0].samples[:1]),
+    "only held out": with_fits(BRIEF, samples=[replace(BRIEF.fits[0].samples[0], drawn=True)]),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_profile_can_be_shown_and_drawn(name, written, tmp_path, capsys):
+    picture = tmp_path / "p.png"
+    shown = called(capsys, "show", *written(VARIANTS[name]), "--plot", picture)
+    assert shown.startswith("r730, llama-3.1-8b-q4_k_m")
+    assert "nan" not in shown
+    assert picture.read_bytes().startswith(PNG)
+
+
+def test_what_is_read_first_is_how_fast_and_how_near_the_ceiling(written, capsys):
+    shown = called(capsys, "show", *written(PROFILE)).splitlines()
+    assert shown[0] == "r730, llama-3.1-8b-q4_k_m, 4.58 GiB, 2026-11-02T19:30:00+00:00"
+    assert shown[1] == (
+        "prefill 81.3 tok/s at 2k (75% of f32 flops, -5% +5%, q8_0, fitted); "
+        "decode 9.07 tok/s at 2k (79% of read bandwidth, -5% +5%, q8_0, fitted)"
+    )
+    text = "\n".join(shown)
+    for words in (
+        "2 x Intel(R) Xeon(R) CPU E5-2690 v4 @ 2.60GHz, 28 cores (avx2), 256 GiB DDR4-2400",
+        "on 8 channels (154 GB/s nominal)",
+        "llama cpu f16/f16 streams",
+        "2.1%, p90 4.4%",
+        "memory, NUMA node 1",
+        "K q8_0, V q8_0",
+        "decode beside prefill on the same engine",
+        "28 threads 110 ms",
+        "quiet: pilots ran at 97% to 102% of their median",
+        "* beyond the samples",
+        "not seen: power of the memory: need root, have none",
+    ):
+        assert words in text
+
+
+def test_a_decode_steps_share_is_bytes_over_seconds_over_bandwidth():
+    fit = PROFILE.fits[0]
+    # Weights, and 2048 cells of 32 layers x 2 x 8 x 128 values in q8_0's 34 bytes for 32.
+    num_bytes = 4_920_000_000 + 2048 * 32 * 2 * 8 * 128 // 32 * 34
+    seconds = 0.106 + 2048 * 2.1e-6
+    rate = decode_rate(PROFILE, fit, [2048])
+    assert rate.seconds == pytest.approx(seconds)
+    assert rate.tokens_per_s == pytest.approx(1 / seconds)
+    assert rate.share == pytest.approx(num_bytes / seconds / 58e9)
+    assert rate.is_sampled
+    assert not decode_rate(PROFILE, fit, [8192]).is_sampled
+    assert not decode_rate(PROFILE, fit, [128] * 17).is_sampled
+
+
+def test_a_prompts_share_is_two_flops_for_each_parameter_and_token():
+    fit = next(fit for fit in PROFILE.fits if fit.role == "prefill")
+    rate = prefill_rate(PROFILE, fit, 512)
+    seconds = 0.002 + 5.6 + 512 * 513 / 2 * 1.1e-6 + 512 * 511 / 2 * 0.9e-6
+    assert rate.seconds == pytest.approx(seconds)
+    assert rate.share == pytest.approx(2 * 8.03e9 * 512 / seconds / 1.75e12)
+    assert rate.is_sampled
+    assert not prefill_rate(PROFILE, fit, 8192).is_sampled
+
+
+def test_each_device_has_its_own_roof():
+    gpu = roof(ON_GPU, "cuda:0")
+    assert (gpu.bytes_per_s, gpu.flops_per_s, gpu.flops_type) == (840e9, 71e12, "f16")
+    assert roof(ON_GPU, "cpu").flops_type == "f32"
+    assert roof(ON_GPU, "cuda:1") is None
+    assert all(rate.share is None for rate in rates(VARIANTS["on an unknown GPU"], ON_GPU.fits[0]))
+
+
+def test_of_a_mixture_of_experts_no_share_is_claimed():
+    profile = VARIANTS["experts"]
+    assert all(rate.share is None for fit in profile.fits for rate in rates(profile, fit))
+    assert "% of" not in headline(profile)
+
+
+def test_the_measured_is_named_before_the_estimated():
+    slow, fast = PROFILE.fits[0], replace(PROFILE.fits[1], source="estimated")
+    fast = replace(fast, cost=replace(fast.cost, rows_s=[0.01, 0.02, 0.03]))
+    assert "fitted" in headline(replace(PROFILE, fits=[fast, slow]))
+    assert "estimated" in headline(replace(PROFILE, fits=[fast]))
+    assert headline(replace(PROFILE, fits=[])) == "no engine was measured"
+
+
+def test_what_may_be_used_of_a_machine_is_said():
+    assert facts_lines(BARE_FACTS)[1] == "usable: 2 of 56 logical cores, 1.5 cores' time, 256 GiB"
+    assert "on battery" in facts_lines(BARE_FACTS)[2]
+    assert not any(line.startswith("usable") for line in facts_lines(PROFILE.facts))
+    gpu = GPU(
+        index=0,
+        name="RTX 3090",
+        vendor="nvidia",
+        memory_bytes=24 * 2**30,
+        compute_capability="8.6",
+        pcie_generation=4,
+        pcie_width=8,
+        numa_node=0,
+        power_limit_watts=350.0,
+        driver="580",
+    )
+    lines = facts_lines(replace(PROFILE.facts, gpus=[gpu]))
+    assert "GPU 0: RTX 3090, 24 GiB, compute capability 8.6, PCIe 4 x8" in lines
+
+
+def test_a_noisy_machine_is_said_to_be_so():
+    noise = replace(
+        PROFILE.noise, is_noisy=True, reasons=["others took 31%"], throttled=["thermal"]
+    )
+    assert noise_lines(noise) == [
+        "noisy: pilots ran at 97% to 102% of their median; the intervals allow for it",
+        "- others took 31%",
+        "- throttled: thermal",
+    ]
+    assert noise_lines(replace(noise, is_noisy=False))[0].startswith("throttled: ")
+    assert noise_lines(None) == ["estimated: nothing ran on the machine"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_tables_are_rectangular(name):
+    for table in tables(VARIANTS[name]):
+        assert {len(row) for row in table.rows} == {len(table.heads)}, table.title
+
+
+def test_json_is_the_profile_and_its_rates(written, capsys):
+    found = json.loads(called(capsys, "show", *written(PROFILE), "--json"))
+    shares = found.pop("rates")
+    assert found == json.loads(json.dumps(document(PROFILE)))
+    assert [len(each) for each in shares] == [4, 4, 3, 3]
+    assert shares[0][0]["what"] == "batch 1 at 2k"
+    assert shares[0][0]["share"] == pytest.approx(0.79, abs=0.005)
+
+
+def test_a_links_profile_is_shown_too(written, capsys):
+    paths = written(link_profile())
+    assert "KV, aead" in called(capsys, "show", *paths)
+    assert json.loads(called(capsys, "show", *paths, "--json"))["kind"] == "link"
+
+
+def test_one_machine_twice_as_slow_all_the_while_agrees_with_itself():
+    found = agreement(PROFILE, node_profile(slower=2.0))
+    assert len(found.fits) == 4
+    assert found.unmatched == []
+    assert found.worst_deviation == pytest.approx(0, abs=1e-9)
+
+
+def test_slower_beside_equal_pilots_is_a_deviation():
+    a, b = PROFILE, node_profile(slower=1.25)
+    found = agreement(a, replace(b, noise=a.noise))
+    assert found.median_deviation == pytest.approx(0.25)
+    assert all(point.ratio == pytest.approx(1.25) for fit in found.fits for point in fit.points)
+    back = agreement(replace(b, noise=a.noise), a)
+    assert back.median_deviation == pytest.approx(0.25)
+
+
+def test_each_role_has_its_own_pilot():
+    pilots = {"memory": 0.004, "compute": 0.006}
+    found = agreement(PROFILE, replace(PROFILE, noise=replace(PROFILE.noise, pilot_s=pilots)))
+    for fit in found.fits:
+        expected = 0.0 if fit.role == "decode" else 1.0
+        assert fit.worst_deviation == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_predictions_are_compared_inside_both_runs_samples(unified):
+    a = node_profile(unified=unified)
+    few = [sample for sample in a.fits[0].samples if sample.rows <= 4]
+    b = replace(a, fits=[replace(a.fits[0], samples=few), *a.fits[1:]])
+    found = agreement(a, b)
+    for fit, ours, theirs in zip(found.fits, a.fits, b.fits, strict=True):
+        assert len(fit.points) >= 6
+        for samples in (ours.samples, theirs.samples):
+            assert {point.rows for point in fit.points} <= set(
+                range(min(s.rows for s in samples), max(s.rows for s in samples) + 1)
+            )
+            for name in ("visible", "masked"):
+                most = max(getattr(sample, name) for sample in samples)
+                assert all(getattr(point, name) <= most * (1 + 1e-9) for point in fit.points)
+    assert max(point.rows for point in found.fits[0].points) == 4
+
+
+def test_fits_of_one_run_only_are_named():
+    found = agreement(PROFILE, replace(PROFILE, fits=PROFILE.fits[1:]))
+    assert found.unmatched == ["decode llama cpu q8_0/q8_0 streams"]
+    assert len(found.fits) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"host": "r740"}, "host: need two runs on one, have r730 and r740"),
+        ({"model": replace(MODEL, fingerprint=None)}, "model: need two runs on one"),
+        ({"noise": None}, "noise.pilot_s of r730: need memory, have none"),
+        ({"fits": []}, "fits: need one with samples in both profiles, have none"),
+    ],
+)
+def test_what_can_not_agree_is_refused(change, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        agreement(PROFILE, replace(PROFILE, **change))
+
+
+def test_a_renamed_file_is_the_same_model():
+    renamed = replace(PROFILE, model=replace(MODEL, name="llama"))
+    assert agreement(PROFILE, renamed).worst_deviation == 0
+
+
+def test_two_runs_stand_side_by_side(written, capsys):
+    paths = written(PROFILE, node_profile(seed=2, slower=1.25))
+    shown = called(capsys, "compare", *paths)
+    line = next(line for line in shown.splitlines() if "memory, read" in line)
+    assert line.split() == ["ceilings", "memory,", "read", "58", "46.4", "GB/s", "0.800"]
+    assert shown.rstrip().endswith("0.0%")
+    found = json.loads(called(capsys, "compare", *paths, "--json"))
+    assert found["agreement"]["worst_deviation"] < 1e-9
+    assert found["no_agreement"] is None
+    by_name = {figure["name"]: figure for figure in found["figures"]}
+    assert by_name["f32 flops"]["ratio"] == pytest.approx(0.8)
+
+
+def test_other_machines_are_compared_by_their_figures_alone(written, capsys):
+    paths = written(PROFILE, replace(ON_GPU, host="desktop"))
+    shown = called(capsys, "compare", *paths)
+    assert "not compared: host: need two runs on one, have r730 and desktop" in shown
+    found = json.loads(called(capsys, "compare", *paths, "--json"))
+    assert found["agreement"] is None
+    one = next(each for each in found["figures"] if each["name"] == "cuda:0, copy")
+    assert (one["a"], one["b"], one["ratio"]) == (None, 840.0, None)
+
+
+def test_figures_of_a_section_stay_together():
+    sections = [figure.section for figure in compare(PROFILE, ON_GPU)]
+    assert sections == sorted(sections, key=sections.index)
+    names = [(figure.section, figure.name) for figure in compare(PROFILE, ON_GPU)]
+    assert len(names) == len(set(names))
+
+
+def test_links_are_compared_too(written, capsys):
+    faster = replace(
+        link_profile(),
+        pack_bytes_per_s=replace(link_profile().pack_bytes_per_s, median=2.0),
+    )
+    found = json.loads(called(capsys, "compare", *written(link_profile(), faster), "--json"))
+    ratios = {figure["name"]: figure["ratio"] for figure in found["figures"]}
+    assert ratios == {"plain TCP": 1, "KV, aead": 1, "round trip": 1, "packing": 2}
+
+
+OTHER = replace(PROFILE, model=replace(MODEL, fingerprint=replace(FINGERPRINT, tensors="55" * 32)))
+SHAPE = replace(PROFILE, model=replace(MODEL, fingerprint=None))
+OTHER_SHAPE = replace(PROFILE, model=replace(MODEL, fingerprint=None, name="qwen"))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "complaint"),
+    [
+        (PROFILE, OTHER, "llama-3.1-8b-q4_k_m, whose tensors differ"),
+        (PROFILE, SHAPE, "have one of random weights of the shape llama-3.1-8b-q4_k_m"),
+        (SHAPE, PROFILE, "have one of random weights of the shape llama-3.1-8b-q4_k_m"),
+        (SHAPE, OTHER_SHAPE, "need a profile of llama-3.1-8b-q4_k_m, have one of qwen"),
+    ],
+)
+def test_another_models_profile_is_refused_unless_asked_for(written, capsys, a, b, complaint):
+    paths = written(a, b)
+    status, out, err = call(capsys, "compare", *paths)
+    assert (status, out) == (2, "")
+    assert complaint in err
+    assert "--any-model" in err
+    assert "model: need two runs on one" in called(capsys, "compare", *paths, "--any-model")
+
+
+def test_bad_usage_is_named(written, tmp_path, capsys):
+    node, link = written(PROFILE, link_profile())
+    text = tmp_path / "t.yaml"
+    text.write_text("- a\n")
+    for arguments, complaint in [
+        (["show"], "Missing argument"),
+        (["show", tmp_path / "none.yaml"], "can't read it: no such file"),
+        (["show", text], "need a profile's YAML, have ['a']"),
+        (["show", link, "--plot", tmp_path / "p.png"], "kind: need a node's profile to plot"),
+        (["show", node, "--plot", tmp_path / "p.jpg"], "plot: need a name that ends in .png"),
+        (["show", node, "--plot", tmp_path / "no" / "p.png"], "can't write it: no such file"),
+        (["compare", node], "Missing argument"),
+        (["compare", node, text], "need a profile's YAML"),
+        (["compare", node, link], "kind: need two nodes' profiles or two links', have one of each"),
+    ]:
+        status, out, err = call(capsys, *arguments)
+        assert (status, out) == (2, ""), arguments
+        assert complaint in err, arguments
+
+
+def test_without_matplotlib_a_picture_says_how_to_get_it(written, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hetero.profile.plot.node_figure.find_spec", lambda name: None)
+    status, _, err = call(capsys, "show", *written(PROFILE), "--plot", tmp_path / "p.png")
+    assert status == 2
+    assert "need the matplotlib package, have none: pip install 'hetero[plot]'" in err
+
+
+def test_profiles_are_read_and_compared_without_engines_or_plots():
+    code = (
+        "import sys; import hetero.profile.document, hetero.profile.comparison, "
+        "hetero.profile.agreement, hetero.profile.node_report; "
+        "heavy = ('torch', 'llama_cpp', 'matplotlib', 'numpy'); "
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -1,0 +1,107 @@
+"""What a step costs, worked by hand."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from node_profiles import node_profile
+
+from hetero.profile.node_profile import chunk_work, step_work
+from hetero.profile.step_cost import StepCost, hat_weights
+
+# Binary fractions: sums of them are exact.
+COST = StepCost(rows=[1, 4, 8], rows_s=[1.0, 2.5, 3.0], visible_s=0.5, masked_s=0.25)
+
+
+def fit(**changes):
+    whole = {"cost": COST, "chunk_tokens": 4, "request_s": 0.125, "unified": False}
+    return msgspec.structs.replace(node_profile().fits[0], **whole | changes)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "weights"),
+    [
+        (0, [1, 0, 0]),  # below the first knot: constant
+        (1, [1, 0, 0]),
+        (2, [2 / 3, 1 / 3, 0]),
+        (4, [0, 1, 0]),
+        (6, [0, 0.5, 0.5]),
+        (8, [0, 0, 1]),
+        (12, [0, -1, 2]),  # beyond the last: along the last two
+    ],
+)
+def test_each_knot_counts_by_its_distance(num_rows, weights):
+    assert hat_weights([1, 4, 8], num_rows) == pytest.approx(weights)
+
+
+def test_one_knot_is_a_constant():
+    assert hat_weights([16], 1) == hat_weights([16], 16) == hat_weights([16], 99) == [1.0]
+
+
+@given(st.lists(st.integers(1, 4096), min_size=1, max_size=8, unique=True), st.integers(1, 9000))
+def test_weights_reproduce_constants_and_between_knots_lines(knots, num_rows):
+    knots.sort()
+    weights = hat_weights(knots, num_rows)
+    assert sum(weights) == pytest.approx(1)
+    if knots[0] <= num_rows and len(knots) > 1:
+        line = sum(weight * knot for weight, knot in zip(weights, knots, strict=True))
+        assert line == pytest.approx(num_rows)
+
+
+def test_a_steps_seconds_are_rows_and_pairs():
+    assert COST.rows_seconds(1) == 1.0
+    assert COST.rows_seconds(6) == 2.75
+    assert COST.rows_seconds(12) == 3.5
+    assert COST.seconds(4, visible=10, masked=8) == 2.5 + 5.0 + 2.0
+
+
+def test_a_chunks_rows_see_what_is_cached_and_themselves():
+    # 3 rows after 5 cells: they see 6, 7 and 8, and scan 8 each.
+    assert chunk_work(3, 5, 0, unified=False) == (21, 3)
+    assert chunk_work(1, 0, 0, unified=False) == (1, 0)
+
+
+def test_others_cells_are_scanned_in_a_shared_cache_only():
+    assert chunk_work(3, 5, 10, unified=False) == (21, 3)
+    assert chunk_work(3, 5, 10, unified=True) == (21, 33)
+    assert step_work([2, 3], 10, unified=False) == (5, 1)
+    assert step_work([2, 3], 10, unified=True) == (5, 2 * 15 - 5)
+
+
+def test_streams_scan_as_far_as_the_longest():
+    assert step_work([7], 0, unified=False) == (7, 0)
+    assert step_work([4, 4, 4], 0, unified=False) == (12, 0)
+    assert step_work([1, 2, 9], 0, unified=False) == (12, 15)
+
+
+def test_a_shared_cache_shows_every_row_all_sequences():
+    assert step_work([4, 4, 4], 0, unified=True) == (12, 24)
+
+
+def test_a_chunk_of_a_prompt():
+    # rows 2.5; visible 4 x 8 + 10 = 42 pairs; masked 6.
+    assert fit().chunk_s(4, cached_tokens=8) == 2.5 + 21.0 + 1.5
+    # masked 6 + 4 x 2.
+    assert fit(unified=True).chunk_s(4, 8, other_cells=2) == 2.5 + 21.0 + 3.5
+
+
+def test_a_prompt_is_its_chunks_and_one_request():
+    whole = fit()
+    # Chunks of 4, 4 and 2 tokens after 1, 5 and 9.
+    chunks = [whole.chunk_s(4, 1), whole.chunk_s(4, 5), whole.chunk_s(2, 9)]
+    assert chunks == [2.5 + 7.0 + 1.5, 2.5 + 15.0 + 1.5, 1.5 + 10.5 + 0.25]
+    assert whole.prefill_s(10, cached_tokens=1) == 0.125 + sum(chunks)
+    assert whole.prefill_s(0, cached_tokens=9) == 0.125
+
+
+def test_pairs_do_not_depend_on_how_a_prompt_is_cut():
+    for cut in (1, 3, 7):
+        visible = chunk_work(cut, 0, 0, False)[0] + chunk_work(10 - cut, cut, 0, False)[0]
+        assert visible == chunk_work(10, 0, 0, False)[0] == 55
+
+
+def test_a_decode_step():
+    # 2 rows: 1.5; 5 pairs seen, one scanned for nothing.
+    assert fit().step_s([2, 3]) == 1.5 + 2.5 + 0.25
+    assert fit(unified=True).step_s([2, 3], other_cells=3) == 1.5 + 2.5 + 0.25 * 11
+    assert fit().step_s([2, 3], other_cells=3) == fit().step_s([2, 3])
