@@ -4,6 +4,7 @@ import typer
 
 from hetero.cli.profile_compare import compare
 from hetero.cli.profile_link import link
+from hetero.cli.profile_node import node
 from hetero.cli.profile_show import show
 
 app = typer.Typer(help="Measure machines and wires.", no_args_is_help=True)
@@ -14,6 +15,7 @@ def profile() -> None:
     """What machines and wires can really do."""
 
 
+app.command()(node)
 app.command()(link)
 app.command()(show)
 app.command()(compare)

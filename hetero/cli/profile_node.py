@@ -14,7 +14,7 @@ from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
     from hetero.profile.node.run import ModelFile
-    from hetero.profile.node_profile import NodeProfile
+    from hetero.profile.node_profile import MachineProfile, NodeProfile
 
 _BUDGET_S, _QUICK_BUDGET_S = 180.0, 30.0
 
@@ -52,8 +52,10 @@ def node(
     """
     # One worker a core packs, and each worker's products are its own. Before numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from hetero.cli.profile_tables import print_machine, print_node
     from hetero.profile.document import document, write_profile
     from hetero.profile.node.run import NodeOptions, profile_machine, profile_node
+    from hetero.profile.node_profile import NodeProfile
 
     if model is not None and shape is not None:
         raise ConfigError("profile node: need --model FILE or --shape NAME, have both")
@@ -68,6 +70,7 @@ def node(
         disk_folder=folder if folder.is_dir() else Path(),
     )
     measured = _model_file(model, shape)
+    found: MachineProfile | NodeProfile
     if measured is None:
         found = profile_machine(options, print_progress)
     else:
@@ -78,10 +81,10 @@ def node(
     print_progress(f"wrote {path}")
     if as_json:
         print_json(document(found))
-    else:
-        from hetero.cli.profile_show import print_node
-
+    elif isinstance(found, NodeProfile):
         print_node(found)
+    else:
+        print_machine(found)
 
 
 def _kv_types(text: str) -> list[tuple[str, str]]:
@@ -123,8 +126,10 @@ def _synthetic(text: str) -> Path:
     return path
 
 
-def _file_name(found: "NodeProfile") -> str:
-    model = "machine" if found.model is None else found.model.name
+def _file_name(found: "MachineProfile | NodeProfile") -> str:
+    from hetero.profile.node_profile import NodeProfile
+
+    model = found.model.name if isinstance(found, NodeProfile) else "machine"
     name = f"{socket.gethostname()}_{model}"
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) + ".yaml"
 

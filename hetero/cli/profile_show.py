@@ -20,19 +20,22 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """What a profile says, each figure with its share of what the hardware gives."""
-    from hetero.cli.profile_tables import print_link, print_node
+    from hetero.cli.profile_tables import print_link, print_machine, print_node
     from hetero.errors import ConfigError
     from hetero.profile.document import document, read_profile
     from hetero.profile.link.report import LinkProfile
+    from hetero.profile.node_profile import NodeProfile
 
     profile = read_profile(path)
-    if isinstance(profile, LinkProfile):
+    if not isinstance(profile, NodeProfile):
         if plot is not None:
-            raise ConfigError(f"{path}: kind: need a node's profile to plot, have a link's")
+            raise ConfigError(f"{path}: kind: need a node's profile to plot, have none")
         if as_json:
             print_json(document(profile))
-        else:
+        elif isinstance(profile, LinkProfile):
             print_link(profile)
+        else:
+            print_machine(profile)
         return
     if plot is not None:
         from hetero.profile.plot.node_figure import plot_node

@@ -6,7 +6,7 @@ from hetero.cli.output import seconds_text, size_text
 
 if TYPE_CHECKING:
     from hetero.profile.link.report import LinkProfile
-    from hetero.profile.node_profile import NodeProfile
+    from hetero.profile.node_profile import MachineProfile, NodeProfile
     from hetero.profile.node_report import Table
 
 
@@ -32,6 +32,14 @@ def print_node(profile: "NodeProfile") -> None:
         notes.append(f"{BEYOND} beyond the samples")
     notes.extend(f"not seen: {line}" for line in profile.facts.unseen)
     _print_lines(["", *notes])
+
+
+def print_machine(profile: "MachineProfile") -> None:
+    from hetero.profile.node_report import ceilings_table, facts_lines
+
+    _print_lines([f"{profile.host}, {profile.date}", "", *facts_lines(profile.facts)])
+    print_table(ceilings_table(profile.ceilings))
+    _print_lines(["", *(f"not seen: {line}" for line in profile.facts.unseen)])
 
 
 def print_link(found: "LinkProfile") -> None:

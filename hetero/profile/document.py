@@ -14,9 +14,9 @@ from blake3 import blake3
 from hetero.errors import ConfigError
 from hetero.messages import ModelFingerprint
 from hetero.profile.link.report import LinkProfile
-from hetero.profile.node_profile import NodeProfile
+from hetero.profile.node_profile import MachineProfile, NodeProfile
 
-Profile = NodeProfile | LinkProfile
+Profile = NodeProfile | MachineProfile | LinkProfile
 
 # Raised with every change that an older reader would misread.
 FORMAT = 1
@@ -27,8 +27,9 @@ MAX_FILE_BYTES = 16 * 2**20
 # Twice what a profile has.
 _MAX_DEPTH = 16
 
-_KINDS: dict[str, type[NodeProfile] | type[LinkProfile]] = {
+_KINDS: dict[str, type[NodeProfile] | type[MachineProfile] | type[LinkProfile]] = {
     "node": NodeProfile,
+    "machine": MachineProfile,
     "link": LinkProfile,
 }
 
@@ -91,9 +92,7 @@ def read_profile(path: Path) -> Profile:
 def require_model(profile: NodeProfile, fingerprint: ModelFingerprint, path: Path) -> None:
     """Raises: ConfigError if the profile is of another model, naming the part that differs."""
     model = profile.model
-    if model is None:
-        differs = "a machine alone"
-    elif model.fingerprint is None:
+    if model.fingerprint is None:
         differs = f"random weights of the shape {model.name}"
     elif model.fingerprint == fingerprint:
         return

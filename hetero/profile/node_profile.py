@@ -247,12 +247,22 @@ class Provenance(_Section, frozen=True, kw_only=True):
     budget_s: NotNegative
 
 
+class MachineProfile(_Section, frozen=True, kw_only=True, tag_field="kind", tag="machine"):
+    """What one host is and gives, whatever runs on it."""
+
+    host: str
+    date: str
+    facts: Facts
+    ceilings: Ceilings
+    provenance: Provenance
+
+
 class NodeProfile(_Section, frozen=True, kw_only=True, tag_field="kind", tag="node"):
     """Figures of one host and one model."""
 
     host: str
     date: str
-    model: ModelShape | None  # None: the machine alone, without fits
+    model: ModelShape
     facts: Facts
     ceilings: Ceilings
     fits: list[EngineFit]

@@ -107,7 +107,7 @@ def tables(profile: NodeProfile) -> list[Table]:
     found = [
         _fits_table(profile, "decode"),
         _fits_table(profile, "prefill"),
-        _ceilings_table(profile.ceilings),
+        ceilings_table(profile.ceilings),
         _codecs_table(profile.codecs),
         _co_runs_table(profile.co_runs),
         _settings_table(profile.settings),
@@ -155,7 +155,7 @@ def _interval_text(interval: tuple[float, float]) -> str:
     return f"-{1 - low:.0%} +{high - 1:.0%}"
 
 
-def _ceilings_table(ceilings: Ceilings) -> Table:
+def ceilings_table(ceilings: Ceilings) -> Table:
     rows = [
         _bandwidth_row(
             f"memory, {ceilings.cores} cores",

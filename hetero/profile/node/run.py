@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
 import psutil
 
 from hetero.errors import PlanError
@@ -24,7 +23,7 @@ from hetero.profile.node.cores import engine_cpus
 from hetero.profile.node.engines import EngineOptions, Engines, KVTypes
 from hetero.profile.node.noise import CPUWatch, judge
 from hetero.profile.node.points import Domain
-from hetero.profile.node_profile import ModelShape, NodeProfile, Provenance
+from hetero.profile.node_profile import MachineProfile, ModelShape, NodeProfile, Provenance
 from hetero.profile.provenance import provenance
 
 # Of the budget. The rest is for loading the model, for its codecs, and for what can't be planned.
@@ -63,7 +62,7 @@ class ModelFile:
     fingerprint: ModelFingerprint | None
 
 
-def profile_machine(options: NodeOptions, say: Say) -> NodeProfile:
+def profile_machine(options: NodeOptions, say: Say) -> MachineProfile:
     """Facts and ceilings alone."""
     started = time.monotonic()
     facts = collect_facts()
@@ -74,17 +73,11 @@ def profile_machine(options: NodeOptions, say: Say) -> NodeProfile:
         max_bytes=_CEILINGS_BYTES,
         say=say,
     )
-    return NodeProfile(
+    return MachineProfile(
         host=socket.gethostname(),
         date=_now(),
-        model=None,
         facts=facts,
         ceilings=ceilings,
-        fits=[],
-        codecs=[],
-        co_runs=[],
-        settings={},
-        noise=None,
         provenance=_provenance(started, options),
     )
 
@@ -123,9 +116,11 @@ def profile_node(
             fits = engines.fits(noise)
             settings = engines.settings(home if node is not None else [], node)
     progress(1.0)
-    return msgspec.structs.replace(
-        machine,
+    return NodeProfile(
+        host=machine.host,
         date=_now(),
+        facts=machine.facts,
+        ceilings=machine.ceilings,
         model=shape_of(model.spec, model.fingerprint),
         fits=fits,
         codecs=codecs,
