@@ -2,6 +2,7 @@
 
 import typer
 
+from hetero.cli.profile_estimate import estimate
 from hetero.cli.profile_link import link
 
 app = typer.Typer(help="Measure machines and wires.", no_args_is_help=True)
@@ -13,3 +14,4 @@ def profile() -> None:
 
 
 app.command()(link)
+app.command()(estimate)

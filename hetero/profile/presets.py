@@ -8,7 +8,6 @@ What such a machine does with a model is for `profile/estimate.py`.
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import yaml
@@ -170,14 +169,14 @@ def load_cpu(name: str) -> CPU:
 def read_preset(path: Path) -> Preset:
     """Raises: ConfigError naming the file and the field."""
     try:
-        content: Any = yaml.safe_load(path.read_text())
-        return msgspec.convert(content, Preset)
+        preset: Preset = msgspec.convert(yaml.safe_load(path.read_text()), Preset)
     except OSError as error:
         raise ConfigError(
             f"{path}: can't read it: {(error.strerror or str(error)).lower()}"
         ) from None
     except (yaml.YAMLError, msgspec.ValidationError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    return preset
 
 
 def _kind(preset: Preset) -> str:
