@@ -5,7 +5,11 @@ import itertools
 import json
 import math
 import re
+import shutil
 import statistics
+import subprocess
+import sys
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import hetero
 from hetero.cli.main import app
 from hetero.errors import ConfigError, PlanError
 from hetero.model.demo import DEMO_MODEL_PATH
@@ -67,6 +72,22 @@ def test_torch_serves_what_triton_compiles_for():
 def test_an_unknown_preset_names_near_ones():
     with pytest.raises(ConfigError, match="rtx-3090"):
         load_preset("rtx3090")
+
+
+def test_an_installed_package_brings_them(tmp_path):
+    root = Path(hetero.__file__).parent
+    built = tomllib.loads((root.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    ((source, target),) = built["targets"]["wheel"]["force-include"].items()
+    ignored = shutil.ignore_patterns("__pycache__", "*.gguf")
+    shutil.copytree(root, tmp_path / "hetero", ignore=ignored)
+    shutil.copytree(root.parent / source, tmp_path / target)
+    code = "from hetero.profile import presets as p; print(p.__file__, *p.preset_names())"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    file, *names = run.stdout.split()
+    assert Path(file).is_relative_to(tmp_path)
+    assert names == preset_names()
 
 
 @pytest.mark.parametrize(
@@ -287,12 +308,12 @@ def test_every_class_with_points_is_judged():
     assert judged >= {"geforce", "datacenter", "pascal", "turing", "gcn", "desktop", "xeon-avx2"}
 
 
-def run(*arguments):
+def call(*arguments):
     return CliRunner().invoke(app, ["profile", "estimate", *arguments])
 
 
 def test_the_table_shows_both_phases():
-    result = run("rtx-3090", "--shape", "llama-3.1-8b-q4_k_m")
+    result = call("rtx-3090", "--shape", "llama-3.1-8b-q4_k_m")
     assert result.exit_code == 0, result.output
     assert "prefill of 8192 tokens, torch" in result.output
     assert re.search(r"decode, batch of 16 at 4096 tokens +\d+ tok/s +\d+ to \d+", result.output)
@@ -300,7 +321,7 @@ def test_the_table_shows_both_phases():
 
 def test_a_written_estimate_is_a_profile(tmp_path):
     path = tmp_path / "it.yaml"
-    result = run(
+    result = call(
         "p40", "--shape", "qwen3-8b", "--kv-k", "f16", "--kv-v", "q8_0", "-o", str(path), "--json"
     )
     assert result.exit_code == 0, result.output
@@ -312,12 +333,12 @@ def test_a_written_estimate_is_a_profile(tmp_path):
 
 def test_a_file_keeps_its_fingerprint(tmp_path):
     path = tmp_path / "it.yaml"
-    assert run("r730-e5-2690v4", "-m", "demo", "-o", str(path)).exit_code == 0
+    assert call("r730-e5-2690v4", "-m", "demo", "-o", str(path)).exit_code == 0
     assert read_node_profile(path).model.fingerprint is not None
 
 
 def test_the_list_names_all():
-    result = run("--list")
+    result = call("--list")
     assert result.exit_code == 0
     assert all(name in result.output for name in preset_names())
 

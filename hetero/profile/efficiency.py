@@ -187,8 +187,8 @@ CLASSES: dict[str, DeviceClass] = {
         decode_spread=1.35,
         torch_rate=0.83,
     ),
-    # A100, H100, H200: llama.cpp does not use the units that their figures come from. A layer's time
-    # is from 7B and 70B models on one A100 of 2023, and newer builds. torch_rate is guessed.
+    # A100, H100, H200: llama.cpp does not use the units that their figures come from. layer_s is
+    # between what an A100's 7B and 70B of 2023 ask for and newer builds. torch_rate is guessed.
     "datacenter": DeviceClass(
         bandwidth=0.54,
         kv_bandwidth=0.5,
