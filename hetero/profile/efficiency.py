@@ -99,7 +99,7 @@ CLASSES: dict[str, DeviceClass] = {
     ),
     # Ryzen on two channels.
     "desktop": DeviceClass(
-        bandwidth=0.77,
+        bandwidth=0.68,
         kv_bandwidth=0.45,
         rate_type="fp32",
         rate=0.69,
@@ -110,7 +110,7 @@ CLASSES: dict[str, DeviceClass] = {
         masked=0.5,
         layer_s=30e-6,
         prefill_spread=1.85,
-        decode_spread=1.3,
+        decode_spread=1.4,
     ),
     # P40, GTX 1080 Ti: DP4A, no fast 16-bit arithmetic.
     "pascal": DeviceClass(
