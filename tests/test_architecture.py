@@ -82,7 +82,8 @@ def test_files_are_small(path):
 def test_planning_needs_neither_torch_nor_llama():
     code = (
         "import sys; import hetero.messages, hetero.kv.layout, hetero.routing.route, "
-        "hetero.model.spec; print([m for m in ('torch', 'llama_cpp') if m in sys.modules])"
+        "hetero.model.spec, hetero.profile.presets, hetero.profile.estimate; "
+        "print([m for m in ('torch', 'llama_cpp') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

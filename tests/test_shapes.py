@@ -5,6 +5,9 @@ from hetero.model.shapes import SHAPES, parse_shape
 
 # What the safetensors of each release add up to, as the model hub shows it (tied weights once).
 PUBLISHED_PARAMETERS = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
     "llama-3.1-8b": 8_030_261_248,
     "llama-3.1-70b": 70_553_706_496,
     "llama-3.2-1b": 1_235_814_400,
@@ -14,6 +17,7 @@ PUBLISHED_PARAMETERS = {
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-1.5b": 1_543_714_304,
     "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
     "qwen3-0.6b": 596_049_920,
     "qwen3-1.7b": 1_720_574_976,
     "qwen3-4b": 4_022_468_096,
@@ -45,7 +49,7 @@ def test_a_name_is_a_shape_and_a_quant(text, name, quant):
 def test_an_unknown_shape_lists_near_ones():
     with pytest.raises(ConfigError, match=r"'llama-3.1-9b': no such shape, near: llama-3\.1-8b"):
         parse_shape("llama-3.1-9b")
-    with pytest.raises(ConfigError, match=r"near: llama-3\.1-70b, .*tinyllama-1\.1b"):
+    with pytest.raises(ConfigError, match=r"near: llama-2-13b, .*tinyllama-1\.1b"):
         parse_shape("???")
 
 

@@ -3,6 +3,7 @@
 import typer
 
 from hetero.cli.profile_compare import compare
+from hetero.cli.profile_estimate import estimate
 from hetero.cli.profile_link import link
 from hetero.cli.profile_node import node
 from hetero.cli.profile_show import show
@@ -19,3 +20,4 @@ app.command()(node)
 app.command()(link)
 app.command()(show)
 app.command()(compare)
+app.command()(estimate)

@@ -225,7 +225,28 @@ def _qwen3(
     )
 
 
+def _llama2(name: str, *, layers: int, hidden: int, heads: int, kv_heads: int, ffn: int) -> Shape:
+    return Shape(
+        name=name,
+        architecture="llama",
+        num_layers=layers,
+        hidden_size=hidden,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=128,
+        ffn_size=ffn,
+        vocab_size=32000,
+        context_length=4096,
+        norm_eps=1e-5,
+        rope_base=10000.0,
+    )
+
+
 _ALL = (
+    # What most published speeds are of.
+    _llama2("llama-2-7b", layers=32, hidden=4096, heads=32, kv_heads=32, ffn=11008),
+    _llama2("llama-2-13b", layers=40, hidden=5120, heads=40, kv_heads=40, ffn=13824),
+    _llama2("llama-2-70b", layers=80, hidden=8192, heads=64, kv_heads=8, ffn=28672),
     _llama3("llama-3.1-8b", layers=32, hidden=4096, heads=32, ffn=14336, factor=8, tied=False),
     _llama3("llama-3.1-70b", layers=80, hidden=8192, heads=64, ffn=28672, factor=8, tied=False),
     _llama3(
@@ -286,6 +307,16 @@ _ALL = (
         heads=28,
         kv_heads=4,
         ffn=18944,
+        vocab=152064,
+        tied=False,
+    ),
+    _qwen2(
+        "qwen2.5-14b",
+        layers=48,
+        hidden=5120,
+        heads=40,
+        kv_heads=8,
+        ffn=13824,
         vocab=152064,
         tied=False,
     ),
