@@ -235,10 +235,10 @@ FOREIGN = {
     "list": Foreign(b"- a\n- b\n", "need a profile's YAML, have ['a', 'b']"),
     "text": Foreign(b"hello", "need a profile's YAML, have 'hello'"),
     "recipe": Foreign(
-        b"model: demo\nworkload: {prompts: 3}\n", "kind: need node or link, have none"
+        b"model: demo\nworkload: {prompts: 3}\n", "kind: need node or machine or link, have none"
     ),
-    "other kind": Foreign(b"kind: plan\n", "kind: need node or link, have 'plan'"),
-    "kind of kinds": Foreign(b"kind: [node]\n", "kind: need node or link, have ['node']"),
+    "other kind": Foreign(b"kind: plan\n", "kind: need node or machine or link, have 'plan'"),
+    "kind of kinds": Foreign(b"kind: [node]\n", "kind: need node or machine or link, have ['node']"),
     "other format": Foreign(
         b"kind: node\nformat: 99\n",
         f"format: need {FORMAT}, have 99; measure again with this version of hetero",

@@ -36,16 +36,16 @@ def facts_of(preset: Preset) -> Facts:
 
 
 def ceilings_of(preset: Preset) -> Ceilings:
-    """Zeros where there is no processor in the preset."""
+    """Without memory's where there is no processor in the preset."""
     processor, sockets = _processor(preset), _sockets(preset)
-    bandwidth = preset.bandwidth_gb_s if isinstance(preset, CPU | Server) else 0.0
+    bandwidth = preset.bandwidth_gb_s if isinstance(preset, CPU | Server) else None
     tflops = processor.tflops if processor is not None else {}
     return Ceilings(
         source="estimated",
         cores=sockets * processor.cores if processor is not None else 0,
-        read_gb_s=_READ_SHARE * bandwidth,
-        copy_gb_s=_COPY_SHARE * bandwidth,
-        triad_gb_s=_TRIAD_SHARE * bandwidth,
+        read_gb_s=bandwidth and _READ_SHARE * bandwidth,
+        copy_gb_s=bandwidth and _COPY_SHARE * bandwidth,
+        triad_gb_s=bandwidth and _TRIAD_SHARE * bandwidth,
         numa={},
         one_core=None,
         tflops={name: sockets * rate for name, rate in tflops.items()},

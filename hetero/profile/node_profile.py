@@ -69,9 +69,9 @@ class Ceilings(_Section, frozen=True, kw_only=True):
 
     source: Source
     cores: Count  # those that the engines would use; the next three are theirs, all together
-    read_gb_s: Positive
-    copy_gb_s: Positive
-    triad_gb_s: Positive
+    read_gb_s: Positive | None  # None: the preset of a GPU, whose host is unknown
+    copy_gb_s: Positive | None
+    triad_gb_s: Positive | None
     numa: dict[int, CoreBandwidth]
     one_core: CoreBandwidth | None
     tflops: dict[str, Positive]  # of all those cores, by type

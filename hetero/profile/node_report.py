@@ -156,15 +156,11 @@ def _interval_text(interval: tuple[float, float]) -> str:
 
 
 def ceilings_table(ceilings: Ceilings) -> Table:
-    rows = [
-        _bandwidth_row(
-            f"memory, {ceilings.cores} cores",
-            ceilings.read_gb_s,
-            ceilings.copy_gb_s,
-            ceilings.triad_gb_s,
-            ceilings.tflops,
-        )
-    ]
+    rows = []
+    read, copy, triad = ceilings.read_gb_s, ceilings.copy_gb_s, ceilings.triad_gb_s
+    if read is not None and copy is not None and triad is not None:
+        name = f"memory, {ceilings.cores} cores"
+        rows.append(_bandwidth_row(name, read, copy, triad, ceilings.tflops))
     parts = {f"memory, NUMA node {node}": part for node, part in ceilings.numa.items()}
     if len(parts) == 1:
         parts = {}

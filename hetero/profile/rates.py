@@ -35,7 +35,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 def roof(profile: NodeProfile, device: str) -> Roof | None:
     """A GPU's copies read and write, so their bytes stand for what it can read."""
     ceilings = profile.ceilings
-    if device == "cpu":
+    if device == "cpu" and ceilings.read_gb_s is not None:
         return _roof(device, ceilings.read_gb_s, ceilings.tflops)
     index = device.partition(":")[2] or "0"
     if index.isdigit() and int(index) < len(ceilings.gpus):
