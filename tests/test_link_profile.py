@@ -9,7 +9,6 @@ import sys
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -17,6 +16,7 @@ from hetero.cli import main
 from hetero.errors import ConfigError, PeerError
 from hetero.kv.layout import kv_layout
 from hetero.kv.staging import read_state
+from hetero.profile.document import document, read_profile
 from hetero.profile.link.cache_skeleton import cache_context
 from hetero.profile.link.dialer import LinkDialer, Mode
 from hetero.profile.link.key import new_key, session_ticket
@@ -145,8 +145,9 @@ def test_two_processes_measure_a_link_and_write_it_down(tmp_path):
         run = measure(said["address"], said["key"], "--json", "-o", str(out))
         people = measure(said["address"], said["key"], "--seals", "mac", "--connections", "2")
     assert run.returncode == 0, run.stderr
-    found = msgspec.convert(json.loads(run.stdout), LinkProfile)
-    assert msgspec.yaml.decode(out.read_bytes(), type=LinkProfile) == found
+    found = read_profile(out)
+    assert isinstance(found, LinkProfile)
+    assert json.loads(run.stdout) == document(found)
     assert [row.seal for row in found.goodput] == ["none", "mac", "aead"]
     assert found.tokens == 512  # llama.cpp's cells come in 256s
     assert people.returncode == 0, people.stderr

@@ -24,6 +24,7 @@ from hetero.profile.link.report import Goodput, LinkProfile, PlainStream, Range
 from hetero.profile.step_cost import StepCost
 
 PROFILE = node_profile()
+KINDS = " or ".join(document._KINDS)
 FIELDS = ["kind", "format", *type(PROFILE).__struct_fields__]
 
 
@@ -234,11 +235,9 @@ FOREIGN = {
     "empty document": Foreign(b"---\n", "need a profile's YAML, have none"),
     "list": Foreign(b"- a\n- b\n", "need a profile's YAML, have ['a', 'b']"),
     "text": Foreign(b"hello", "need a profile's YAML, have 'hello'"),
-    "recipe": Foreign(
-        b"model: demo\nworkload: {prompts: 3}\n", "kind: need node or machine or link, have none"
-    ),
-    "other kind": Foreign(b"kind: plan\n", "kind: need node or machine or link, have 'plan'"),
-    "kind of kinds": Foreign(b"kind: [node]\n", "kind: need node or machine or link, have ['node']"),
+    "recipe": Foreign(b"model: demo\nworkload: {prompts: 3}\n", f"kind: need {KINDS}, have none"),
+    "other kind": Foreign(b"kind: plan\n", f"kind: need {KINDS}, have 'plan'"),
+    "kind of kinds": Foreign(b"kind: [node]\n", f"kind: need {KINDS}, have ['node']"),
     "other format": Foreign(
         b"kind: node\nformat: 99\n",
         f"format: need {FORMAT}, have 99; measure again with this version of hetero",

@@ -123,6 +123,7 @@ class EngineSurvey:
             return
         if self._left_s() <= 0:
             return
+        is_drawn = is_drawn and bool(survey.samples[cache])  # else there is nothing to test
         sample, before = self._sample(rig, cache, point, is_drawn=is_drawn)
         if is_drawn and survey.is_surprised_by(cache, sample):
             # Something else ran, or the fit is wrong there: once more, and the better one counts.

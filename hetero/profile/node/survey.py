@@ -94,4 +94,5 @@ class Survey:
 
     def fits(self) -> Fits[Cache]:
         """Of the caches that were measured at all."""
-        return fit({key: samples for key, samples in self.samples.items() if samples}, self.knots)
+        known = {key: samples for key, samples in self.samples.items() if samples}
+        return fit(known, self.knots) if known else Fits({}, {})

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hetero.profile.node_profile import EngineFit
-from hetero.profile.plot.style import FAINT, HELD_OUT, IN_FIT, INK, colour_key
+from hetero.profile.plot.style import FAINT, HELD_OUT, IN_FIT, INK, colour_key, say_instead
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def draw_ratios(axes: "Axes", fits: list[EngineFit], colours: dict[str, str]) -> None:
     axes.set_title("measured over predicted; bars: where 9 of 10 are expected")
     if not fits:
-        axes.text(0.5, 0.5, "no samples", transform=axes.transAxes, ha="center", color=FAINT)
+        say_instead(axes, "no samples")
         return
     axes.axvline(1, color=INK, linewidth=1.2)
     axes.grid(False, axis="y")

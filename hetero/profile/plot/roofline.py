@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from hetero.profile.node_profile import EngineFit, NodeProfile
-from hetero.profile.plot.style import FAINT, INK, colour_key, log_axes
+from hetero.profile.plot.style import INK, colour_key, log_axes, say_instead
 from hetero.profile.rates import (
     CONTEXT,
     Roof,
@@ -32,17 +32,17 @@ class _Point(NamedTuple):
 
 def draw_roofline(axes: "Axes", profile: NodeProfile, colours: dict[str, str]) -> None:
     axes.set_title("roofline: matrix products of one step, under what the hardware gives")
-    axes.set_xlabel("operations per byte read")
-    axes.set_ylabel("Tflop/s")
-    log_axes(axes)
     if not has_known_work(profile.model):
-        _say(axes, "a mixture of experts: what a step reads\nis up to its router")
+        say_instead(axes, "a mixture of experts: what a step reads\nis up to its router")
         return
     drawn = {id(fit): list(_points(profile, fit)) for fit in profile.fits}
     every = [point for points in drawn.values() for point in points]
     if not every:
-        _say(axes, "no engine was measured")
+        say_instead(axes, "no engine was measured")
         return
+    axes.set_xlabel("operations per byte read")
+    axes.set_ylabel("Tflop/s")
+    log_axes(axes)
     devices = dict.fromkeys(fit.device for fit in profile.fits)
     roofs = [found for found in (roof(profile, device) for device in devices) if found is not None]
     ridges = [each.flops_per_s / each.bytes_per_s for each in roofs if each.flops_per_s]
@@ -117,13 +117,13 @@ def _draw_roof(axes: "Axes", each: Roof, left: float, right: float, *, named: bo
     ridge = right if each.flops_per_s is None else each.flops_per_s / each.bytes_per_s
     axes.plot([left, ridge], [left * slope, ridge * slope], color=INK, linewidth=1.8)
     device = f"{each.device}: " if named else ""
-    axes.text(
-        left * 1.25,
-        left * 1.25 * slope * 1.12,
+    middle = math.sqrt(left * ridge)
+    axes.annotate(
         f"{device}{each.bytes_per_s / 1e9:.3g} GB/s read",
-        rotation=math.degrees(math.atan(slope)),
-        transform_rotates_text=True,
-        rotation_mode="anchor",
+        (middle, middle * slope),
+        xytext=(-8, 4),
+        textcoords="offset points",
+        ha="right",
         color=INK,
     )
     if each.flops_per_s is not None:
@@ -136,7 +136,3 @@ def _draw_roof(axes: "Axes", each: Roof, left: float, right: float, *, named: bo
             ha="right",
             color=INK,
         )
-
-
-def _say(axes: "Axes", text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=FAINT)

@@ -47,6 +47,12 @@ def colour_key(fit: EngineFit) -> str:
     return f"{fit.engine} {fit.device} {fit.kv_k}/{fit.kv_v} {fit.unified}"
 
 
+def say_instead(axes: "Axes", text: str) -> None:
+    """Of a panel."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=FAINT)
+
+
 def log_axes(axes: "Axes") -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
