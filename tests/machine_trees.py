@@ -84,6 +84,8 @@ def add_rapl(root, *, packages, watts):
         write(root, f"{here}/constraint_0_power_limit_uw", watts * 1_000_000)
         write(root, f"{here}/constraint_1_name", "short_term")
         write(root, f"{here}/constraint_1_power_limit_uw", watts * 1_200_000)
+        write(root, f"{here}/constraint_2_name", "peak_power")
+        write(root, f"{here}/constraint_2_power_limit_uw", 1_000_000)
         inner = f"sys/class/powercap/intel-rapl:{package}:0"
         write(root, f"{inner}/name", "dram")
         write(root, f"{inner}/energy_uj", 77)

@@ -17,9 +17,10 @@ from machine_trees import (
     FakeNVML,
     add_cpus,
     add_memory,
-    add_rapl,
+    add_pci,
     dmi_table,
     laptop,
+    link,
     probes,
     r730,
     r730_table,
@@ -30,14 +31,7 @@ from machine_trees import (
 from hetero.profile.facts.channels import count_channels
 from hetero.profile.facts.collect import collect_facts
 from hetero.profile.facts.dimms import modules_of
-from hetero.profile.facts.gpu_meter import GPUMeter
-from hetero.profile.facts.meters import (
-    cpu_mhz,
-    read_energy,
-    throttle_counts,
-    throttled_between,
-    watts_between,
-)
+from hetero.profile.facts.meters import cpu_mhz, read_energy, throttle_counts, watts_between
 from hetero.profile.facts.probes import probes_of_this_machine, run_command
 from hetero.profile.facts.report import NIC, Cache, Disk, Facts
 from hetero.profile.facts.state import settings_now, stale_because
@@ -230,6 +224,21 @@ def test_amd_card_is_seen_through_sysfs(tmp_path):
     assert (gpu.numa_node, gpu.power_limit_watts, gpu.driver) == (1, 225, "amdgpu")
 
 
+def test_amd_architectures_have_a_hex_digit_and_old_kernels_one_speed(tmp_path):
+    device = add_pci(
+        tmp_path, "0000:03:00.0", vendor="0x1002", device="0x740f",
+        current_link_speed="8.0 GT/s PCIe", current_link_width=16,
+    )  # fmt: skip
+    (tmp_path / device / "drm/renderD128").mkdir(parents=True)
+    link(tmp_path, "sys/class/drm/card0/device", device)
+    kfd = "sys/class/kfd/kfd/topology/nodes/1/properties"
+    write(tmp_path, kfd, "gfx_target_version 90010\ndrm_render_minor 128")
+    [gpu] = collect_facts(tmp_path, probes()).gpus
+    assert (gpu.compute_capability, gpu.pcie_generation) == ("gfx90a", 3)
+    assert gpu.name == "AMD 0x740f"
+    assert (gpu.memory_bytes, gpu.numa_node) == (None, None)
+
+
 def test_nvidia_card_without_its_driver_is_unseen(tmp_path):
     r730(tmp_path)
     facts = collect_facts(tmp_path, probes(r730_table()))
@@ -331,6 +340,17 @@ def test_container_cgroup_v1_finds_its_group_below_the_mount(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("group", "top"), [("/../../pod1/app", "/"), ("/", "/docker/c0ffee"), ("/elsewhere", "/docker")]
+)
+def test_a_group_outside_of_what_is_mounted_leaves_the_mount_itself(tmp_path, group, top):
+    mount = f"30 23 0:26 {top} /sys/fs/cgroup ro - cgroup2 cgroup ro"
+    container(tmp_path, f"0::{group}", mount)
+    write(tmp_path, "sys/fs/cgroup/cpu.max", "150000 100000")
+    write(tmp_path, "sys/pod1/app/cpu.max", "50000 100000")
+    assert collect_facts(tmp_path, probes()).usable.cpu_quota == 1.5
+
+
+@pytest.mark.parametrize(
     ("path", "text", "virtual"),
     [
         ("sys/class/dmi/id/sys_vendor", "QEMU", "qemu"),
@@ -395,6 +415,17 @@ def test_rubbish_in_any_file_raises_nothing(tmp_path_factory, found):
     throttle_counts(root)
 
 
+@pytest.mark.parametrize(("digits", "num_disks"), [(15, 4), (16, 0)])
+def test_numbers_beyond_any_machine_are_none(tmp_path, digits, num_disks):
+    """So large that what is computed from them would not fit into a profile's integers."""
+    r730(tmp_path, cores=1)
+    for path in files_of(tmp_path):
+        path.write_text(re.sub(r"\d+", "9" * digits, path.read_text()))
+    facts = collect_facts(tmp_path, probes(r730_table().replace("32768 MB", "999999 TB")))
+    assert_valid(facts)
+    assert len(facts.disks) == num_disks
+
+
 def test_folders_in_place_of_files_raise_nothing(tmp_path):
     r730(tmp_path)
     for path in files_of(tmp_path):
@@ -454,123 +485,6 @@ def test_a_real_quota_is_seen():
         assert facts_in_child(join)["cpu_quota"] == 0.5
     finally:
         group.rmdir()
-
-
-def test_settings_that_change_make_a_profile_stale(tmp_path):
-    r730(tmp_path)
-    then = settings_now(tmp_path, {"OMP_NUM_THREADS": "24", "HOME": "/root"})
-    assert then == {
-        "governor": "powersave",
-        "transparent_huge_pages": "madvise",
-        "huge_pages": "16",
-        "power_limit_watts": "120",
-        "boost": "on",
-        "smt": "on",
-        "usable_cpus": "48",
-        "cpu_quota": "unlimited",
-        "kernel": "6.1.0-28-amd64",
-        "OMP_NUM_THREADS": "24",
-    }
-    for cpu in range(48):
-        write(tmp_path, f"sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor", "performance")
-    write(tmp_path, "sys/devices/system/cpu/intel_pstate/no_turbo", 1)
-    write(tmp_path, "proc/self/status", "Cpus_allowed_list:\t0-23")
-    (tmp_path / "sys/kernel/mm/transparent_hugepage/enabled").unlink()
-    now = settings_now(tmp_path, {"OMP_WAIT_POLICY": "passive"})
-    assert stale_because(then, now) == [
-        "governor: was powersave, is performance",
-        "transparent_huge_pages: was madvise, is unseen",
-        "boost: was on, is off",
-        "usable_cpus: was 48, is 24",
-        "OMP_NUM_THREADS: was 24, is not set",
-        "OMP_WAIT_POLICY: was not set, is passive",
-    ]
-    assert stale_because(then, then) == []
-    # A file from a version that did not look at a setting says nothing of it.
-    assert stale_because({"governor": "performance"}, {"governor": "performance", "new": "1"}) == []
-
-
-def test_boost_has_a_switch_of_its_own_off_intel(tmp_path):
-    laptop(tmp_path)
-    assert settings_now(tmp_path, {})["boost"] == "on"
-    write(tmp_path, "sys/devices/system/cpu/cpufreq/boost", 0)
-    assert settings_now(tmp_path, {})["boost"] == "off"
-
-
-def test_settings_of_this_machine_hold_still():
-    assert stale_because(settings_now(), settings_now()) == []
-
-
-def test_watts_are_energy_over_time_of_all_packages(tmp_path):
-    add_rapl(tmp_path, packages=2, watts=120)
-    first = read_energy(tmp_path, now_s=10.0)
-    write(tmp_path, "sys/class/powercap/intel-rapl:0/energy_uj", 1_000_000 + 400_000_000)
-    write(tmp_path, "sys/class/powercap/intel-rapl:1/energy_uj", 1_000_000 + 200_000_000)
-    last = read_energy(tmp_path, now_s=14.0)
-    assert watts_between(first, last) == pytest.approx(150.0)
-    assert watts_between(last, last) is None
-    assert watts_between(None, last) is None
-
-
-def test_a_counter_that_started_anew_is_counted_on(tmp_path):
-    add_rapl(tmp_path, packages=1, watts=120)
-    top = 262143328850
-    write(tmp_path, "sys/class/powercap/intel-rapl:0/energy_uj", top - 30_000_000)
-    first = read_energy(tmp_path, now_s=0.0)
-    write(tmp_path, "sys/class/powercap/intel-rapl:0/energy_uj", 70_000_000)
-    assert watts_between(first, read_energy(tmp_path, now_s=1.0)) == pytest.approx(100.0)
-
-
-def test_energy_is_none_with_a_package_missing(tmp_path):
-    add_rapl(tmp_path, packages=2, watts=120)
-    (tmp_path / "sys/class/powercap/intel-rapl:1/energy_uj").unlink()
-    assert read_energy(tmp_path) is None
-    facts = collect_facts(tmp_path, probes())
-    assert not facts.power.has_rapl
-    assert facts.cpu.power_limit_watts == 120
-
-
-def test_clock_is_that_of_the_cpus_asked_for(tmp_path):
-    r730(tmp_path)
-    assert cpu_mhz(root=tmp_path) == pytest.approx(2450)
-    assert cpu_mhz([1, 3], tmp_path) == pytest.approx(2500)
-    write(tmp_path / "bare", "proc/cpuinfo", "processor : 0\ncpu MHz : 2300.5\n")
-    assert cpu_mhz(root=tmp_path / "bare") == 2300.5
-    assert cpu_mhz(root=tmp_path / "nothing") is None
-
-
-def test_heat_is_told_in_words(tmp_path):
-    r730(tmp_path)
-    first = throttle_counts(tmp_path)
-    assert first == {"core": 3, "package": 11}
-    write(tmp_path, "sys/devices/system/cpu/cpu2/thermal_throttle/package_throttle_count", 9)
-    last = throttle_counts(tmp_path)
-    assert throttled_between(first, last) == ["package slowed by heat 4 times"]
-    assert throttled_between(None, last) == []
-    assert throttle_counts(tmp_path / "nothing") is None
-
-
-def test_gpu_meter_reads_power_clock_and_reasons():
-    nvml = FakeNVML()
-    with GPUMeter(lambda: nvml) as meter:
-        assert meter.watts() == 48.5
-        assert meter.mhz() == [1303.0]
-        assert meter.throttled() == ["GPU 0: power limit", "GPU 0: heat (driver)"]
-        assert nvml.num_open == 1
-    assert nvml.num_open == 0
-    assert meter.watts() is None
-
-
-def test_gpu_meter_asks_old_drivers_by_the_old_name():
-    nvml = FakeNVML(DeviceGetCurrentClocksEventReasons=None, DeviceGetPowerUsage=None)
-    with GPUMeter(lambda: nvml) as meter:
-        assert meter.throttled() == []  # idle is no throttling
-        assert meter.watts() is None
-
-
-def test_gpu_meter_without_nvml_reads_nothing():
-    with GPUMeter(probes().nvml) as meter:
-        assert (meter.watts(), meter.mhz(), meter.throttled()) == (None, None, None)
 
 
 def test_facts_load_light():

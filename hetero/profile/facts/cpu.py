@@ -1,5 +1,6 @@
 """The processor: from /proc/cpuinfo and /sys/devices/system/cpu."""
 
+import re
 from pathlib import Path
 
 from hetero.profile.facts.files import (
@@ -22,7 +23,7 @@ _ISA = (
     "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
 )  # fmt: skip
 
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def cpu_facts(root: Path, basics: Basics) -> tuple[CPU, list[str]]:
@@ -96,16 +97,14 @@ def _caches(folders: list[Path]) -> list[Cache]:
 
 
 def _cache(index: Path) -> Cache | None:
-    level, size = count(index / "level"), read_text(index / "size")
+    level = count(index / "level")
+    size = re.fullmatch(r"([0-9]{1,8})([KMG]?)", read_text(index / "size") or "")
     if level is None or size is None:
-        return None
-    number = to_int(size.rstrip("KMG"))
-    if number is None:
         return None
     return Cache(
         level=level,
         kind=(read_text(index / "type") or "unified").lower(),
-        num_bytes=number * _UNITS.get(size[-1], 1),
+        num_bytes=int(size[1]) * _UNITS[size[2]],
         shared_by=max(1, len(to_cpus(read_text(index / "shared_cpu_list")))),
     )
 

@@ -45,7 +45,7 @@ def _module(block: dict[str, str]) -> Module:
 
 
 def _bytes(size: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,9}) ([kMGT]B)", size)
+    match = re.fullmatch(r"([0-9]{1,6}) ([kMGT]B)", size)
     return int(match[1]) * _UNITS[match[2]] if match else 0
 
 

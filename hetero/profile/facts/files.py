@@ -1,13 +1,14 @@
 """Small files below a root, as /proc and /sys have them: what can't be read is None.
 
-The root is "/", or a tree that was copied from another machine. Values of sysfs never fill more
-than 64 bits; what claims to is no value.
+The root is "/", or a tree that was copied from another machine.
 """
 
 import re
 from pathlib import Path
 
-_LARGEST = 2**63 - 1
+# Bytes of a petabyte. Beyond it lie rubbish and version 1 control groups' way to write "no limit";
+# below it sizes in KiB still fit into 64 bits as bytes.
+_MAX_DIGITS = 15
 # More CPUs than any kernel is built for: a list beyond it is damaged, and would fill the memory.
 _MAX_CPUS = 8192
 
@@ -26,10 +27,9 @@ def read_int(path: Path) -> int | None:
 
 def to_int(text: str | None) -> int | None:
     """Of plain digits: None for "max", "-1 kB" and the like."""
-    if text is None or not re.fullmatch(r"-?[0-9]{1,19}", text):
+    if text is None or not re.fullmatch(rf"-?[0-9]{{1,{_MAX_DIGITS}}}", text):
         return None
-    number = int(text)
-    return number if abs(number) <= _LARGEST else None
+    return int(text)
 
 
 def count(path: Path) -> int | None:

@@ -47,7 +47,7 @@ def usable_facts(root: Path, basics: Basics) -> tuple[Usable, list[str]]:
     usable = Usable(
         cpus=cpus,
         cpu_quota=limits.cpu_quota,
-        # Version 1 writes "no limit" as a number larger than any machine.
+        # A group may be allowed more than there is.
         memory_bytes=min(
             total_bytes or limits.memory_bytes or 0, limits.memory_bytes or total_bytes
         ),
