@@ -26,7 +26,7 @@ from hetero.kv.probe import probe_state_format
 from hetero.kv.types import kv_type
 from hetero.llama.batch import Batch
 from hetero.llama.context import Context, ContextConfig
-from hetero.llama.model import Model
+from hetero.llama.model import LoadMode, Model
 from hetero.llama.sampler import Sampler
 from hetero.messages import Finished, Generated, Joined, Message, Token, failed
 
@@ -47,6 +47,7 @@ class DecodeConfig:
     chunk_tokens: int = 512
     prefill_share: float = 0.5
     gpu_layers: int = 0
+    load: LoadMode = "read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class DecodeEngine:
     def __init__(self, path: Path, layout: KVLayout, config: DecodeConfig) -> None:
         self.config = config
         self.layout = layout
-        self.model = Model(path, gpu_layers=config.gpu_layers)
+        self.model = Model(path, gpu_layers=config.gpu_layers, load=config.load)
         self.context = Context(
             self.model,
             ContextConfig(

@@ -3,15 +3,21 @@
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import llama_cpp
 
 from hetero.errors import ModelError
 from hetero.llama.library import Owned, captured_log, set_fields
 
-# llama.cpp repacks quantized weights for the CPU's vector units. With a memory map, the pages of
-# the file stay resident beside the repacked copy: a Q4_0 model then takes twice its size.
-LOAD_WITHOUT_MMAP = 0
+# How weights come into memory. llama.cpp repacks quantized ones for the CPU's vector units; with a
+# memory map, the pages of the file stay resident beside the repacked copy, and a Q4_0 model then
+# takes twice its size. Weights that are not repacked are shared by processes that map them.
+LoadMode = Literal["read", "mmap"]
+_LOAD_MODES: dict[LoadMode, int] = {
+    "read": llama_cpp.LLAMA_LOAD_MODE_NONE,
+    "mmap": llama_cpp.LLAMA_LOAD_MODE_MMAP,
+}
 
 _LONGEST_PIECE_BYTES = 1024
 
@@ -19,13 +25,20 @@ _LONGEST_PIECE_BYTES = 1024
 class Model(Owned):
     """An owned llama_model. Weights are absent with `vocab_only`: tokenizer and samplers work."""
 
-    def __init__(self, path: Path | str, *, vocab_only: bool = False, gpu_layers: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        vocab_only: bool = False,
+        gpu_layers: int = 0,
+        load: LoadMode = "read",
+    ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise ModelError(f"{self.path}: need a GGUF file, have none there")
         params = llama_cpp.llama_model_default_params()
         set_fields(
-            params, vocab_only=vocab_only, n_gpu_layers=gpu_layers, load_mode=LOAD_WITHOUT_MMAP
+            params, vocab_only=vocab_only, n_gpu_layers=gpu_layers, load_mode=_LOAD_MODES[load]
         )
         with captured_log() as errors:
             self.pointer = llama_cpp.llama_model_load_from_file(str(self.path).encode(), params)

@@ -14,7 +14,7 @@ from hetero.kv.rows import RowFrame
 from hetero.kv.types import kv_type
 from hetero.llama.batch import Batch
 from hetero.llama.context import Context, ContextConfig
-from hetero.llama.model import Model
+from hetero.llama.model import LoadMode, Model
 from hetero.prefill.engine import PrefillRun, Slice
 from hetero.prefill.llama_export import export_chunk
 
@@ -37,11 +37,12 @@ class LlamaEngine:
         chunk_tokens: int = 512,
         frame_bytes: int = 2 * 2**20,
         gpu_layers: int = 0,
+        load: LoadMode = "read",
     ) -> None:
         self.layout = layout
         self.chunk_tokens = chunk_tokens
         self.frame_bytes = frame_bytes
-        self._model = Model(path, gpu_layers=gpu_layers)
+        self._model = Model(path, gpu_layers=gpu_layers, load=load)
         self.context = Context(
             self._model,
             ContextConfig(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from hetero.errors import ConfigError
+from hetero.llama.model import LoadMode
 from hetero.messages import SealName, TransportName
 from hetero.transport.window import MAX_CONNECTIONS
 
@@ -13,6 +14,7 @@ from hetero.transport.window import MAX_CONNECTIONS
 DEFAULT_CHUNK_TOKENS = 512
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+CPU = Annotated[int, msgspec.Meta(ge=0)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Connections = Annotated[int, msgspec.Meta(ge=1, le=MAX_CONNECTIONS)]
 Address = Annotated[str, msgspec.Meta(pattern=r"^tcp://[^/]+:(\d+|\*)$")]
@@ -30,6 +32,14 @@ class _NodeConfig(_Config, frozen=True, kw_only=True):
     key: str  # path of this node's NAME.key_secret
 
 
+class _EngineConfig(_NodeConfig, frozen=True, kw_only=True):
+    """`hetero profile node` finds these for a machine and a model."""
+
+    threads: Positive = 1
+    cpus: tuple[CPU, ...] = ()  # to run on; empty: as the system likes
+    load: LoadMode = "read"  # llama.cpp: how weights come into memory
+
+
 class RouterConfig(_Config, frozen=True, kw_only=True):
     """Listens for clients on host:port and for nodes on `control`. Port 0 takes a free one."""
 
@@ -41,7 +51,7 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     keep_alive_s: float = 10.0
 
 
-class PrefillConfig(_NodeConfig, frozen=True, kw_only=True):
+class PrefillConfig(_EngineConfig, frozen=True, kw_only=True):
     kv_k: str = "q8_0"
     kv_v: str = "q8_0"
     context_tokens: Positive = 8192
@@ -50,7 +60,6 @@ class PrefillConfig(_NodeConfig, frozen=True, kw_only=True):
     residency: Literal["auto", "resident", "quantized", "streamed"] = "auto"  # torch: the weights
     device: str = "auto"  # torch: cpu, cuda, cuda:1 ...
     dtype: str = "auto"
-    threads: Positive = 1
     chunk_tokens: Positive | None = None  # None: torch on a GPU measures
     gpu_layers: int = 0  # llama
     seal: SealName = "aead"  # the weakest protection of KV on the wire that this node agrees to
@@ -59,7 +68,7 @@ class PrefillConfig(_NodeConfig, frozen=True, kw_only=True):
     allow_tcp: bool = False  # nixl-*: send over TCP to decode nodes that have nothing else
 
 
-class DecodeConfig(_NodeConfig, frozen=True, kw_only=True):
+class DecodeConfig(_EngineConfig, frozen=True, kw_only=True):
     listen: Address = "tcp://127.0.0.1:0"  # where prefill nodes send KV
     advertise: Address | None = None  # what they dial, where that differs: behind NAT or a proxy
     seal: SealName = "aead"  # how KV is protected on the wire
@@ -71,7 +80,6 @@ class DecodeConfig(_NodeConfig, frozen=True, kw_only=True):
     context_tokens: Positive = 8192  # of one sequence: prompt and answer
     slots: Positive = 4
     unified: bool = False
-    threads: Positive = 1
     chunk_tokens: Positive = DEFAULT_CHUNK_TOKENS
     prefill_share: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
     credit_bytes: Positive = 64 * 2**20  # rows that may be in flight per transfer

@@ -67,6 +67,7 @@ def _llama_engine(config: PrefillConfig, layout: KVLayout) -> PrefillEngine:
         num_threads=config.threads,
         chunk_tokens=config.chunk_tokens or DEFAULT_CHUNK_TOKENS,
         gpu_layers=config.gpu_layers,
+        load=config.load,
     )
 
 

@@ -36,6 +36,7 @@ from hetero.serve.http.app import make_app
 from hetero.serve.prefill_node import PrefillNode
 from hetero.serve.prefill_setup import make_prefill_engine
 from hetero.serve.prefill_worker import PrefillWorker
+from hetero.serve.pinning import run_on
 from hetero.serve.router import Router
 from hetero.serve.service import ServedModel
 from hetero.transport.connection import split_address
@@ -126,6 +127,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def run_prefill(config: PrefillConfig, announce: Announce) -> None:
+    run_on(config.cpus)
     router = _contact(config)
     spec = gguf_to_spec(GGUFFile.open(config.model))
     layout = model_layout(spec, config.kv_k, config.kv_v)
@@ -176,6 +178,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
 
 
 def run_decode(config: DecodeConfig, announce: Announce) -> None:
+    run_on(config.cpus)
     router = _contact(config)
     spec = gguf_to_spec(GGUFFile.open(config.model))
     layout = model_layout(spec, config.kv_k, config.kv_v)
@@ -205,6 +208,7 @@ def run_decode(config: DecodeConfig, announce: Announce) -> None:
                 chunk_tokens=config.chunk_tokens,
                 prefill_share=config.prefill_share,
                 gpu_layers=config.gpu_layers,
+                load=config.load,
             ),
         )
         info = NodeInfo(

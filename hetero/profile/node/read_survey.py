@@ -1,0 +1,103 @@
+"""Surveys a prefill engine through the protocol that nodes use: prompts, read in slices.
+
+For engines whose caches can't be filled from outside: a slice's own cached tokens are those that
+were really read before it.
+"""
+
+import time
+
+import numpy as np
+
+from hetero.prefill.engine import PrefillEngine, PrefillRun, Slice
+from hetero.profile.node.points import Domain
+from hetero.profile.node.survey import Cache, Survey
+from hetero.profile.node_profile import Sample, chunk_work
+
+# Fixed work between prompts; as everywhere, what slows it slows the prompt.
+_PILOT_TOKENS = 64
+
+# A warmed-up slice of each size, then prompts at random.
+_CORNER_REPEATS = 2
+
+
+class ReadSurvey:
+    """What an engine's steps cost, of one prompt at a time."""
+
+    def __init__(self, engine: PrefillEngine, context_tokens: int) -> None:
+        self.cache = Cache(False, engine.layout.k_type, engine.layout.v_type)
+        self._engine = engine
+        self._longest = min(context_tokens, engine.max_prompt_tokens)
+        domain = Domain(1, self._longest, min(engine.chunk_tokens, self._longest))
+        self._most_rows = domain.chunk_tokens
+        self.survey = Survey("prefill", [self.cache], domain.knots("prefill"))
+        self._knots = domain.knots("prefill")
+        self._random = np.random.default_rng(0)
+        self.pilot_s: list[float] = []
+
+    def run(self, seconds: float) -> None:
+        """Until it is known well enough, or the time is over. Raises: the engine's errors."""
+        deadline = time.monotonic() + seconds
+        self._fly()
+        for rows in self._knots:
+            self._read([rows] * _CORNER_REPEATS, is_drawn=False, deadline=deadline)
+        while time.monotonic() < deadline and not self.survey.is_settled(self.cache):
+            self._read(self._drawn_slices(), is_drawn=True, deadline=deadline)
+
+    def _drawn_slices(self) -> list[int]:
+        """Of one prompt, which is mostly read in whole chunks, as prompts are."""
+        slices: list[int] = []
+        longest = np.exp(self._random.uniform(np.log(self._most_rows), np.log(self._longest)))
+        while sum(slices) < longest:
+            is_whole = self._random.random() < 0.5
+            rows = np.exp(self._random.uniform(0, np.log(self._most_rows)))
+            slices.append(self._most_rows if is_whole else round(float(rows)))
+        return slices
+
+    def _read(self, slices: list[int], *, is_drawn: bool, deadline: float) -> None:
+        """One prompt, each slice of it a sample: but for the first, which warms up."""
+        num_tokens = min(sum(slices), self._longest)
+        run = self._engine.start([0] * num_tokens)
+        timed: list[tuple[int, int, float]] = []  # rows, cached, seconds
+        try:
+            for rows in slices:
+                rows = min(rows, run.num_unread)
+                if not rows or time.monotonic() > deadline:
+                    break
+                timed.append((rows, run.num_read, _step_s(self._engine, run, rows)))
+        finally:
+            self._engine.end(run)
+        before = len(self.pilot_s) - 1
+        self._fly()
+        around = self.pilot_s[before : before + 2]
+        speed = sorted(self.pilot_s)[len(self.pilot_s) // 2] / (sum(around) / len(around))
+        for rows, cached, seconds in timed[0 if is_drawn else 1 :]:
+            visible, masked = chunk_work(rows, cached, 0, unified=False)
+            sample = Sample(
+                rows=rows,
+                visible=visible,
+                masked=masked,
+                seconds=seconds,
+                speed=speed,
+                repeats=1,
+                drawn=is_drawn,
+            )
+            (self.survey.add_drawn if is_drawn else self.survey.add)(self.cache, sample)
+
+    def _fly(self) -> None:
+        run = self._engine.start([0] * min(_PILOT_TOKENS, self._longest))
+        try:
+            self.pilot_s.append(_step_s(self._engine, run, run.num_unread))
+        finally:
+            self._engine.end(run)
+
+
+def _step_s(engine: PrefillEngine, run: PrefillRun, rows: int) -> float:
+    started = time.perf_counter()
+    for _ in engine.read([Slice(run, rows)]):
+        pass
+    seconds = time.perf_counter() - started
+    if run.error is not None:
+        raise run.error
+    return seconds
+
+

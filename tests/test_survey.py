@@ -1,0 +1,173 @@
+"""Points, fits and when to stop, on a machine whose true costs are known."""
+
+import numpy as np
+import pytest
+
+from hetero.profile.node.fitting import cross_validate, fit, fit_costs
+from hetero.profile.node.points import Domain, Point, corners, tour
+from hetero.profile.node.survey import Cache, Survey
+from hetero.profile.node_profile import Sample, chunk_work, step_work
+from hetero.profile.step_cost import StepCost
+
+DOMAIN = Domain(max_sequences=8, context_tokens=2048, chunk_tokens=512)
+STREAMS, POOL = Cache(False, "q8_0", "q8_0"), Cache(True, "q8_0", "q8_0")
+TRUE = {
+    STREAMS: StepCost(rows=[1, 512], rows_s=[0.02, 0.9], visible_s=2e-6, masked_s=1e-7),
+    POOL: StepCost(rows=[1, 512], rows_s=[0.02, 0.9], visible_s=3e-6, masked_s=4e-7),
+}
+
+
+class Machine:
+    """Takes what TRUE says, times noise, times its speed at that moment."""
+
+    def __init__(self, noise=0.0, speeds=(1.0,)):
+        self._random = np.random.default_rng(1)
+        self._noise = noise
+        self._speeds = speeds
+        self.num_measured = 0
+
+    def sample(self, cache, point, *, drawn):
+        visible, masked = point.work(cache.unified)
+        speed = self._speeds[self.num_measured % len(self._speeds)]
+        self.num_measured += 1
+        seconds = TRUE[cache].seconds(point.rows, visible, masked)
+        seconds *= np.exp(self._noise * self._random.standard_normal()) / speed
+        return Sample(
+            rows=point.rows,
+            visible=visible,
+            masked=masked,
+            seconds=seconds,
+            speed=speed,
+            repeats=1,
+            drawn=drawn,
+        )
+
+
+def surveyed(machine, role="prefill", caches=(STREAMS, POOL), num_tours=6):
+    survey = Survey(role, caches, DOMAIN.knots(role))
+    random = np.random.default_rng(0)
+    for cache in caches:
+        for point in corners(role, DOMAIN):
+            survey.add(cache, machine.sample(cache, point, drawn=False))
+    for _ in range(num_tours):
+        for cache in caches:
+            for point in tour(role, DOMAIN, cache.unified, random):
+                survey.add_drawn(cache, machine.sample(cache, point, drawn=True))
+    return survey
+
+
+def test_work_of_a_step_by_hand():
+    # Streams: three rows scan the longest, 10 cells each; 10 + 4 + 1 of the 30 are their own.
+    assert step_work([10, 4, 1], 100, unified=False) == (15, 15)
+    # A pool of 15 + 100 cells is scanned by each of three rows.
+    assert step_work([10, 4, 1], 100, unified=True) == (15, 3 * 115 - 15)
+
+
+def test_work_of_a_chunk_by_hand():
+    # Three tokens after two: they see 3, 4 and 5 cells of the 5 there are.
+    assert chunk_work(3, 2, 7, unified=False) == (12, 3)
+    assert chunk_work(3, 2, 7, unified=True) == (12, 3 + 3 * 7)
+
+
+@pytest.mark.parametrize("role", ["decode", "prefill"])
+def test_without_noise_the_true_costs_are_found(role):
+    costs = surveyed(Machine(), role).fits().costs
+    random = np.random.default_rng(7)
+    for cache, cost in costs.items():
+        for point in tour(role, DOMAIN, cache.unified, random):
+            work = point.work(cache.unified)
+            true_s = TRUE[cache].seconds(point.rows, *work)
+            assert cost.seconds(point.rows, *work) == pytest.approx(true_s, rel=1e-3)
+
+
+def test_a_machine_that_slows_down_half_way_is_the_same_machine():
+    survey = surveyed(Machine(speeds=(1.0, 0.6, 1.3)))
+    point = Point("prefill", 200, (1000,))
+    true_s = TRUE[STREAMS].seconds(200, *point.work(False))
+    assert survey.predict_s(STREAMS, point) == pytest.approx(true_s, rel=1e-3)
+
+
+def test_a_few_wild_samples_do_not_move_the_fit():
+    survey = surveyed(Machine(noise=0.01))
+    wild = [
+        Sample(rows=s.rows, visible=s.visible, masked=s.masked, seconds=20 * s.seconds, speed=1,
+               repeats=1, drawn=True)
+        for s in survey.samples[STREAMS][-3:]
+    ]  # fmt: skip
+    samples = {STREAMS: survey.samples[STREAMS] + wild, POOL: survey.samples[POOL]}
+    cost = fit_costs(samples, survey.knots)[STREAMS]
+    true_s = TRUE[STREAMS].seconds(100, *chunk_work(100, 500, 0, False))
+    assert cost.seconds(100, *chunk_work(100, 500, 0, False)) == pytest.approx(true_s, rel=0.05)
+
+
+def test_the_stated_error_is_that_of_points_the_fit_has_not_seen():
+    noise = 0.05
+    survey = surveyed(Machine(noise=noise), num_tours=20)
+    error = survey.fits().errors[STREAMS]
+    # Of a normal distribution: the median of |x| is 0.67, 9 of 10 lie within 1.64.
+    assert error.median == pytest.approx(0.67 * noise, rel=0.4)
+    assert error.p90 == pytest.approx(1.64 * noise, rel=0.4)
+    assert error.num_points == sum(sample.drawn for sample in survey.samples[STREAMS])
+
+
+def test_points_that_were_placed_are_not_left_out_of_the_fit():
+    survey = surveyed(Machine(), num_tours=0)
+    assert cross_validate(survey.samples, survey.knots) == {STREAMS: [], POOL: []}
+    assert fit(survey.samples, survey.knots).errors == {STREAMS: None, POOL: None}
+
+
+def test_a_bend_between_knots_gets_one_of_its_own():
+    bend = StepCost(rows=[1, 99, 100, 512], rows_s=[0.02, 0.1, 0.4, 0.9], visible_s=0, masked_s=0)
+    survey = Survey("prefill", [STREAMS], [1, 512])
+
+    def sample(rows, drawn):
+        return Sample(rows=rows, visible=0, masked=0, seconds=bend.seconds(rows, 0, 0), speed=1,
+                      repeats=1, drawn=drawn)  # fmt: skip
+
+    for rows in (1, 512):
+        survey.add(STREAMS, sample(rows, False))
+    assert survey.knots == [1, 512]
+    survey.add_drawn(STREAMS, sample(99, True))
+    assert survey.knots == [1, 99, 512]
+    assert survey.predict_s(STREAMS, Point("prefill", 50, (0,))) == pytest.approx(0.06, rel=0.02)
+
+
+def test_a_survey_ends_when_predictions_hold_and_not_before():
+    assert surveyed(Machine(noise=0.01)).is_settled(STREAMS)
+    assert not surveyed(Machine(noise=0.2)).is_settled(STREAMS)
+    assert not surveyed(Machine(), num_tours=1).is_settled(STREAMS)  # 6 points say too little
+
+
+@pytest.mark.parametrize("role", ["decode", "prefill"])
+@pytest.mark.parametrize("unified", [False, True])
+def test_points_of_a_tour_fit_the_cache_and_contexts_only_shrink(role, unified):
+    random = np.random.default_rng(3)
+    for _ in range(50):
+        points = list(tour(role, DOMAIN, unified, random))
+        for point in points:
+            appended = point.rows if role == "prefill" else 1
+            assert 1 <= point.rows <= DOMAIN.most_rows(role)
+            assert max(point.cells) + appended <= DOMAIN.context_tokens
+            assert len(point.cells) <= DOMAIN.max_sequences
+        for before, after in zip(points, points[1:], strict=False):
+            ceiling = DOMAIN.context_tokens - (after.rows if role == "prefill" else 1)
+            assert all(
+                b <= max(a, ceiling) for a, b in zip(before.cells, after.cells, strict=True)
+            )
+
+
+def test_corners_cover_every_knot_and_the_longest_context():
+    for role in ("decode", "prefill"):
+        points = corners(role, DOMAIN)
+        assert {point.rows for point in points} == set(DOMAIN.knots(role))
+        appended = {"decode": 1, "prefill": DOMAIN.chunk_tokens}[role]
+        assert any(max(point.cells) == DOMAIN.context_tokens - appended for point in points)
+
+
+@pytest.mark.parametrize("domain", [Domain(1, 64, 1), Domain(2, 64, 64), Domain(256, 131072, 512)])
+def test_any_node_has_points_to_measure(domain):
+    for role in ("decode", "prefill"):
+        for point in corners(role, domain):
+            assert point.rows <= domain.most_rows(role)
+            assert all(cells >= 0 for cells in point.cells)
+        assert list(tour(role, domain, True, np.random.default_rng(0)))
