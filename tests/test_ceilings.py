@@ -1,4 +1,5 @@
-"""Ceilings: the arithmetic of windows, the workers' lives, the values and the disk."""
+"""Ceilings: the arithmetic of windows, the workers' lives, the values and the disk. Workers import
+this file to find what they are told to do."""
 
 import importlib.util
 import json
@@ -32,9 +33,6 @@ from hetero.profile.ceilings.workers import Workers
 PATIENCE_S = 30.0
 CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 TRIAD = Path(__file__).parent / "stream_triad.c"
-
-
-# --- what workers are told to do; they import this file to find it
 
 
 class Told:
@@ -84,9 +82,6 @@ def no_worker_is_left():
 
 def is_running(pid):
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-# --- windows
 
 
 def test_one_worker_has_all_of_its_passes():
@@ -142,9 +137,6 @@ def test_the_rate_of_workers_is_that_of_their_passes(monkeypatch):
     with Workers([CPUS[:1]] * 3) as workers:
         assert workers.rate("turn", 0.0) == 3 * 20.0
         assert workers.rate("turn", 0.0, slice(1, 2)) == 20.0
-
-
-# --- workers
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pins on Linux")
@@ -220,9 +212,6 @@ def test_a_worker_that_is_killed_is_an_engine_error():
                 workers.call(affinity)
 
 
-# --- what they measure
-
-
 def test_triad_and_copy_compute_what_they_count():
     arrays = Arrays(40 * 2**20)  # two pieces, the second shorter
     words = len(arrays.a)
@@ -288,9 +277,6 @@ def test_shared_caches_count_once(tmp_path):
     assert last_level_bytes([7], tmp_path) == 32 * 2**20  # not said: the usual size
 
 
-# --- disks
-
-
 @pytest.fixture
 def on_disk(tmp_path, monkeypatch):
     """As if temporary files were on a disk, wherever they are."""
@@ -335,9 +321,6 @@ def test_a_folder_that_is_not_there_or_is_memory_is_refused(on_disk, monkeypatch
     monkeypatch.setattr(disk, "_filesystem", lambda folder: "tmpfs")
     with pytest.raises(ConfigError, match=r"need a folder on a disk, have .* in memory"):
         disk_ceilings(on_disk, seconds=1.0)
-
-
-# --- all of it
 
 
 def test_ceilings_name_every_part_and_keep_their_spread(tmp_path, no_worker_is_left):
