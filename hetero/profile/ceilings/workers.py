@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing import Pipe
 from pathlib import Path
 from types import TracebackType
@@ -73,10 +73,9 @@ class Worker:
         return self._process.pid
 
     def send(self, request: Prepare | Call) -> None:
-        try:
+        """Where it ended meanwhile, the reply will say so."""
+        with suppress(OSError):
             self._pipe.send(request)
-        except OSError:
-            raise self._ended() from None
 
     def reply(self, within_s: float = _REPLY_S) -> Any:
         try:
@@ -105,7 +104,10 @@ class Worker:
 
 
 class Workers:
-    """A worker for each of `groups`, a core or several. To be used as a context."""
+    """A worker for each of `groups`, a core or several. To be used as a context.
+
+    On Linux they die with the thread that made them.
+    """
 
     def __init__(self, groups: Sequence[Sequence[int]]) -> None:
         self._started = ExitStack()
