@@ -1,5 +1,7 @@
 """Points, fits and when to stop, on a machine whose true costs are known."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -149,11 +151,9 @@ def test_points_of_a_tour_fit_the_cache_and_contexts_only_shrink(role, unified):
             assert 1 <= point.rows <= DOMAIN.most_rows(role)
             assert max(point.cells) + appended <= DOMAIN.context_tokens
             assert len(point.cells) <= DOMAIN.max_sequences
-        for before, after in zip(points, points[1:], strict=False):
+        for before, after in pairwise(points):
             ceiling = DOMAIN.context_tokens - (after.rows if role == "prefill" else 1)
-            assert all(
-                b <= max(a, ceiling) for a, b in zip(before.cells, after.cells, strict=True)
-            )
+            assert all(b <= max(a, ceiling) for a, b in zip(before.cells, after.cells, strict=True))
 
 
 def test_corners_cover_every_knot_and_the_longest_context():

@@ -33,10 +33,10 @@ from hetero.serve.config import DecodeConfig, PrefillConfig, RouterConfig
 from hetero.serve.decode_node import DecodeNode
 from hetero.serve.engine_thread import EngineThread
 from hetero.serve.http.app import make_app
+from hetero.serve.pinning import run_on
 from hetero.serve.prefill_node import PrefillNode
 from hetero.serve.prefill_setup import make_prefill_engine
 from hetero.serve.prefill_worker import PrefillWorker
-from hetero.serve.pinning import run_on
 from hetero.serve.router import Router
 from hetero.serve.service import ServedModel
 from hetero.transport.connection import split_address

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from hetero.profile.node.pilot import PilotName, Pilots
-from hetero.profile.node.points import Domain, Point, corners, tour
+from hetero.profile.node.points import Domain, Point, corners, few_corners, tour
 from hetero.profile.node.rig import StepRig
 from hetero.profile.node.survey import Cache, Survey
 from hetero.profile.node_profile import Role, Sample
@@ -28,7 +28,7 @@ ROLES: tuple[Role, Role] = ("decode", "prefill")
 # What a step is bound by, for the most part.
 _PILOT: dict[Role, PilotName] = {"decode": "memory", "prefill": "compute"}
 
-# Repeats of a point take about so long, but are no more and no fewer than these.
+# Repeats of a point take about so long, but are no more than these.
 _POINT_S = 0.4
 _MOST_REPEATS = 5
 
@@ -109,12 +109,7 @@ class EngineSurvey:
                         self._measure(rig, cache, point, is_drawn=True)
 
     def _corners(self, role: Role, *, is_main: bool) -> list[Point]:
-        points = corners(role, self._domain)
-        if is_main:
-            return points
-        rows = sorted({point.rows for point in points})
-        ends = {rows[0], rows[len(rows) // 2], rows[-1]}
-        return [point for point in points if point.rows in ends]
+        return (corners if is_main else few_corners)(role, self._domain)
 
     def _measure(self, rig: StepRig, cache: Cache, point: Point, *, is_drawn: bool) -> None:
         survey = self.surveys[point.role]
@@ -160,13 +155,10 @@ class EngineSurvey:
         rig.hold(point.cells)
         rig.set_threads(self._threads[point.role])
         step = rig.time_step if point.role == "decode" else rig.time_chunk
-        seconds = [step(point.rows)]
-        repeats = min(_MOST_REPEATS, max(2, round(_POINT_S / seconds[0])))
-        if seconds[0] < _POINT_S / 2:
-            seconds.clear()  # the first of several warms up: the pilot has had the caches
-        while len(seconds) < repeats and (seconds[:1] or [0])[0] < 5 * _POINT_S:
-            seconds.append(step(point.rows))
-        return seconds
+        first_s = step(point.rows)
+        repeats = min(_MOST_REPEATS, round(_POINT_S / first_s))
+        # Where there are several, the first warmed up: the pilot has had the caches.
+        return [step(point.rows) for _ in range(repeats)] or [first_s]
 
     def _left_s(self) -> float:
         return self._deadline - time.monotonic()

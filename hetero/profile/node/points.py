@@ -15,6 +15,11 @@ from hetero.profile.node_profile import Role, chunk_work, step_work
 _LEAST_CELLS = 16
 _TOUR_POINTS = 6
 
+_CHEAP_ROWS = 16
+
+# Up to 16 rows kernels change; from there on it is arithmetic.
+_CHUNK_KNOTS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096)
+
 
 @dataclass(frozen=True)
 class Point:
@@ -44,11 +49,11 @@ class Domain:
         return self.max_sequences if role == "decode" else self.chunk_tokens
 
     def knots(self, role: Role) -> list[int]:
-        """Of batches every size up to 8, where kernels' tiles show, then a quarter more each; of
-        chunks powers of two."""
+        """Of batches every size up to 8, where kernels' tiles show, then a quarter more each. Of
+        chunks fewer: they are the dearest points, and where the line bends, more are added."""
         if role == "decode":
-            return _knots(self.max_sequences, dense_until=8, growth=1.25)
-        return _knots(self.chunk_tokens, dense_until=2, growth=2.0)
+            return _batch_knots(self.max_sequences)
+        return [rows for rows in _CHUNK_KNOTS if rows < self.chunk_tokens] + [self.chunk_tokens]
 
 
 def corners(role: Role, domain: Domain) -> list[Point]:
@@ -56,12 +61,27 @@ def corners(role: Role, domain: Domain) -> list[Point]:
     short = _LEAST_CELLS if role == "decode" else 0
     knots = domain.knots(role)
     near = [Point(role, rows, _cells(role, rows, short)) for rows in knots]
-    far = []
-    for rows in sorted({knots[0], knots[len(knots) // 2], knots[-1]}):
-        room = domain.context_tokens - (rows if role == "prefill" else 1)
-        if room > short:
-            far.append(Point(role, rows, _cells(role, rows, room)))
-    return [*far[::-1], *near]
+    return near + [_far(role, rows, domain) for rows in _ends_and_middle(knots)]
+
+
+def few_corners(role: Role, domain: Domain) -> list[Point]:
+    """Of a cache whose rows cost what another's do: what tells its attention, cheaply."""
+    knots = [rows for rows in domain.knots(role) if rows <= _CHEAP_ROWS]
+    short = _LEAST_CELLS if role == "decode" else 0
+    ends = sorted({knots[0], knots[-1]})
+    return [Point(role, rows, _cells(role, rows, short)) for rows in ends] + [
+        _far(role, rows, domain) for rows in ends
+    ]
+
+
+def _far(role: Role, rows: int, domain: Domain) -> Point:
+    """With as long a context as there can be."""
+    appended = rows if role == "prefill" else 1
+    return Point(role, rows, _cells(role, rows, domain.context_tokens - appended))
+
+
+def _ends_and_middle(knots: list[int]) -> list[int]:
+    return sorted({knots[0], knots[len(knots) // 2], knots[-1]})
 
 
 def tour(role: Role, domain: Domain, unified: bool, random: np.random.Generator) -> Iterator[Point]:
@@ -95,8 +115,8 @@ def _log_uniform(
     return np.exp(random.uniform(np.log(least), np.log(context_tokens), count))
 
 
-def _knots(largest: int, *, dense_until: int, growth: float) -> list[int]:
-    knots = list(range(1, min(dense_until, largest) + 1))
+def _batch_knots(largest: int) -> list[int]:
+    knots = list(range(1, min(8, largest) + 1))
     while knots[-1] < largest:
-        knots.append(min(largest, max(knots[-1] + 1, round(knots[-1] * growth))))
+        knots.append(min(largest, round(knots[-1] * 1.25)))
     return knots

@@ -99,5 +99,3 @@ def _step_s(engine: PrefillEngine, run: PrefillRun, rows: int) -> float:
     if run.error is not None:
         raise run.error
     return seconds
-
-
