@@ -33,10 +33,9 @@ from hetero.profile.node_profile import (
     RoleSettings,
     Sample,
     Soak,
-    chunk_work,
-    step_work,
 )
-from hetero.profile.step_cost import StepCost
+from hetero.profile.step_cost import plain_cost
+from hetero.profile.work import chunk_work, step_work
 
 FINGERPRINT = ModelFingerprint(
     hyperparameters="11" * 32, tokenizer="22" * 32, chat_template="33" * 32, tensors="44" * 32
@@ -57,10 +56,8 @@ MODEL = ModelShape(
     num_experts=0,
 )
 
-DECODE = StepCost(rows=[1, 4, 16], rows_s=[0.106, 0.13, 0.29], visible_s=2.1e-6, masked_s=1.6e-6)
-PREFILL = StepCost(
-    rows=[1, 32, 128, 512], rows_s=[0.107, 0.42, 1.45, 5.6], visible_s=1.1e-6, masked_s=0.9e-6
-)
+DECODE = plain_cost([1, 4, 16], [0.106, 0.13, 0.29], pair_s=2.1e-6, masked_s=1.6e-6)
+PREFILL = plain_cost([1, 32, 128, 512], [0.107, 0.42, 1.45, 5.6], pair_s=1.1e-6, masked_s=0.9e-6)
 
 FACTS = Facts(
     system="Linux 6.8.0 x86_64",
@@ -233,10 +230,10 @@ def gpu_ceilings():
 
 def fit(role, kv, scale, random_, noise, slower, unified):
     cost = DECODE if role == "decode" else PREFILL
-    cost = StepCost(
-        rows=cost.rows,
-        rows_s=[slower * seconds for seconds in cost.rows_s],
-        visible_s=slower * scale * cost.visible_s,
+    cost = plain_cost(
+        cost.rows,
+        [slower * seconds for seconds in cost.rows_s],
+        pair_s=slower * scale * cost.wide_pair_s,
         masked_s=slower * scale * cost.masked_s,
     )
     return EngineFit(
@@ -262,20 +259,18 @@ def samples(role, cost, random_, noise, unified):
     if role == "decode":
         grid = [(batch, depth) for batch in (1, 4, 16) for depth in (128, 1024, 4096)]
         drawn = [(random_.randint(1, 16), random_.randint(128, 4096)) for _ in range(5)]
-        works = [(rows, *step_work([depth] * rows, 0, unified)) for rows, depth in grid + drawn]
+        works = [step_work([depth] * rows, 0, unified) for rows, depth in grid + drawn]
     else:
         grid = [(tokens, cached) for tokens in (1, 32, 128, 512) for cached in (0, 1024, 4096)]
         drawn = [(random_.randint(1, 512), random_.randint(0, 4096)) for _ in range(5)]
-        works = [(rows, *chunk_work(rows, cached, 0, unified)) for rows, cached in grid + drawn]
+        works = [chunk_work(rows, cached, 0, unified) for rows, cached in grid + drawn]
     found = []
-    for index, (rows, visible, masked) in enumerate(works):
+    for index, work in enumerate(works):
         speed = random_.uniform(0.97, 1.03)
-        seconds = cost.seconds(rows, visible, masked) * random_.gauss(1, noise) / speed
+        seconds = cost.seconds(work) * random_.gauss(1, noise) / speed
         found.append(
             Sample(
-                rows=rows,
-                visible=visible,
-                masked=masked,
+                work=work,
                 seconds=seconds,
                 speed=speed,
                 repeats=3,

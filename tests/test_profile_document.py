@@ -21,7 +21,7 @@ from hetero.profile.document import (
     write_profile,
 )
 from hetero.profile.link.report import Goodput, LinkProfile, PlainStream, Range
-from hetero.profile.step_cost import StepCost
+from hetero.profile.step_cost import plain_cost
 
 PROFILE = node_profile()
 KINDS = " or ".join(document._KINDS)
@@ -130,9 +130,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
 )
 def test_no_number_and_no_text_changes_on_the_way(tmp_path_factory, text, numbers, versions):
     path = tmp_path_factory.mktemp("profile") / "p.yaml"
-    cost = StepCost(
-        rows=list(range(1, len(numbers) + 1)), rows_s=numbers, visible_s=numbers[0], masked_s=0.0
-    )
+    cost = plain_cost(range(1, len(numbers) + 1), numbers, pair_s=numbers[0], masked_s=0.0)
     replace = msgspec.structs.replace
     profile = replace(
         PROFILE,
@@ -322,7 +320,7 @@ SENSELESS = [
     ("ceilings.triad_gb_s", -1.0),
     ("ceilings.one_core.copy_gb_s", 0.0),
     ("ceilings.disks.0.write_gb_s", NAN),
-    ("fits.0.cost.visible_s", -1e-9),
+    ("fits.0.cost.pair_s.3", -1e-9),
     ("fits.0.cost.masked_s", INF),
     ("fits.0.cost.rows_s", [0.1, NAN, 0.3]),
     ("fits.1.cost.rows_s", [0.1]),
@@ -341,7 +339,7 @@ SENSELESS = [
     ("fits.0.error.p90", -0.1),
     ("fits.0.samples.3.seconds", 0.0),
     ("fits.0.samples.3.speed", 0.0),
-    ("fits.0.samples.3.rows", 0),
+    ("fits.0.samples.3.work.rows", 0),
     ("codecs.0.pack_gb_s", 0.0),
     ("codecs.1.restore_s", -1.0),
     ("co_runs.0.slowdown", 0.0),
@@ -384,7 +382,7 @@ def test_a_rate_by_name_is_checked_too(path, place, value):
 
 def test_structs_check_what_no_type_can_say():
     with pytest.raises(ValueError, match="rows: need one knot or more, ascending, have"):
-        StepCost(rows=[2, 1], rows_s=[0.1, 0.1], visible_s=0.0, masked_s=0.0)
+        plain_cost([2, 1], [0.1, 0.1], pair_s=0.0, masked_s=0.0)
     with pytest.raises(ValueError, match=r"interval: need one that holds 1, have 0.8 to 0.9"):
         msgspec.structs.replace(PROFILE.fits[0], interval=(0.8, 0.9))
     with pytest.raises(ValueError, match="spread of read_gb_s: need lowest first"):

@@ -245,19 +245,19 @@ def test_each_role_has_its_own_pilot():
 @pytest.mark.parametrize("unified", [False, True])
 def test_predictions_are_compared_inside_both_runs_samples(unified):
     a = node_profile(unified=unified)
-    few = [sample for sample in a.fits[0].samples if sample.rows <= 4]
+    few = [sample for sample in a.fits[0].samples if sample.work.rows <= 4]
     b = replace(a, fits=[replace(a.fits[0], samples=few), *a.fits[1:]])
     found = agreement(a, b)
     for fit, ours, theirs in zip(found.fits, a.fits, b.fits, strict=True):
         assert len(fit.points) >= 6
         for samples in (ours.samples, theirs.samples):
-            assert {point.rows for point in fit.points} <= set(
-                range(min(s.rows for s in samples), max(s.rows for s in samples) + 1)
+            assert {point.work.rows for point in fit.points} <= set(
+                range(min(s.work.rows for s in samples), max(s.work.rows for s in samples) + 1)
             )
             for name in ("visible", "masked"):
-                most = max(getattr(sample, name) for sample in samples)
-                assert all(getattr(point, name) <= most * (1 + 1e-9) for point in fit.points)
-    assert max(point.rows for point in found.fits[0].points) == 4
+                most = max(getattr(sample.work, name) for sample in samples)
+                assert all(getattr(point.work, name) <= most * (1 + 1e-9) for point in fit.points)
+    assert max(point.work.rows for point in found.fits[0].points) == 4
 
 
 def test_fits_of_one_run_only_are_named():

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from node_profiles import node_profile
 
-from hetero.profile.node_profile import chunk_work, step_work
-from hetero.profile.step_cost import StepCost, hat_weights
+from hetero.profile.step_cost import StepCost, hat_weights, plain_cost
+from hetero.profile.work import DEPTHS, Work, chunk_work, step_work
 
 # Binary fractions: sums of them are exact.
-COST = StepCost(rows=[1, 4, 8], rows_s=[1.0, 2.5, 3.0], visible_s=0.5, masked_s=0.25)
+COST = plain_cost([1, 4, 8], [1.0, 2.5, 3.0], pair_s=0.5, masked_s=0.25)
 
 
 def fit(**changes):
@@ -52,30 +52,71 @@ def test_a_steps_seconds_are_rows_and_pairs():
     assert COST.rows_seconds(1) == 1.0
     assert COST.rows_seconds(6) == 2.75
     assert COST.rows_seconds(12) == 3.5
-    assert COST.seconds(4, visible=10, masked=8) == 2.5 + 5.0 + 2.0
+    assert COST.seconds(Work(rows=4, pairs=(6, 4, 0, 0), cells=3, masked=8)) == 2.5 + 5.0 + 2.0
+
+
+def test_each_kind_of_work_has_its_price():
+    cost = StepCost(
+        rows=[1],
+        rows_s=[1.0],
+        pair_s=[2.0, 4.0, 8.0, 16.0],
+        wide_pair_s=0.5,
+        tile_pair_s=0.25,
+        cell_s=32.0,
+        masked_s=64.0,
+    )
+    few = Work(rows=2, pairs=(1, 2, 3, 4), cells=5, masked=6)
+    assert cost.seconds(few) == 1 + (2 + 8 + 24 + 64) + 5 * 32 + 6 * 64
+    # 65 rows of one sequence: the second tile of 64 is paid for, whatever their depth.
+    many = Work(rows=65, pairs=(65, 65, 0, 0), cells=5, masked=0)
+    assert cost.seconds(many) == 1 + 130 * 0.5 + 2 * 128 * 0.25 + 5 * 32
+    # 65 sequences are no tile.
+    batch = Work(rows=65, pairs=(65, 65, 0, 0), cells=0, masked=0)
+    assert cost.seconds(batch) == 1 + 65 * 2 + 65 * 4
+
+
+def visible_and_masked(work):
+    return work.visible, work.masked
 
 
 def test_a_chunks_rows_see_what_is_cached_and_themselves():
     # 3 rows after 5 cells: they see 6, 7 and 8, and scan 8 each.
-    assert chunk_work(3, 5, 0, unified=False) == (21, 3)
-    assert chunk_work(1, 0, 0, unified=False) == (1, 0)
+    assert visible_and_masked(chunk_work(3, 5, 0, unified=False)) == (21, 3)
+    assert chunk_work(3, 5, 0, unified=False).cells == 8
+    assert visible_and_masked(chunk_work(1, 0, 0, unified=False)) == (1, 0)
+
+
+@given(st.integers(1, 700), st.integers(0, 20000))
+def test_a_chunks_pairs_are_counted_by_depth(num_tokens, cached):
+    visible = [cached + row + 1 for row in range(num_tokens)]
+    ends = (*DEPTHS[1:], 10**9)
+    expected = [
+        sum(max(0, min(cells, end) - depth) for cells in visible)
+        for depth, end in zip(DEPTHS, ends, strict=True)
+    ]
+    assert list(chunk_work(num_tokens, cached, 0, unified=False).pairs) == expected
+
+
+def test_a_batchs_pairs_are_counted_by_depth():
+    # 1024 of each, then 3072 and 1000 of them, then 904 of the one.
+    assert step_work([5000, 2024], 0, unified=False).pairs == (2048, 4072, 904, 0)
 
 
 def test_others_cells_are_scanned_in_a_shared_cache_only():
-    assert chunk_work(3, 5, 10, unified=False) == (21, 3)
-    assert chunk_work(3, 5, 10, unified=True) == (21, 33)
-    assert step_work([2, 3], 10, unified=False) == (5, 1)
-    assert step_work([2, 3], 10, unified=True) == (5, 2 * 15 - 5)
+    assert visible_and_masked(chunk_work(3, 5, 10, unified=False)) == (21, 3)
+    assert visible_and_masked(chunk_work(3, 5, 10, unified=True)) == (21, 33)
+    assert visible_and_masked(step_work([2, 3], 10, unified=False)) == (5, 1)
+    assert visible_and_masked(step_work([2, 3], 10, unified=True)) == (5, 2 * 15 - 5)
 
 
 def test_streams_scan_as_far_as_the_longest():
-    assert step_work([7], 0, unified=False) == (7, 0)
-    assert step_work([4, 4, 4], 0, unified=False) == (12, 0)
-    assert step_work([1, 2, 9], 0, unified=False) == (12, 15)
+    assert visible_and_masked(step_work([7], 0, unified=False)) == (7, 0)
+    assert visible_and_masked(step_work([4, 4, 4], 0, unified=False)) == (12, 0)
+    assert visible_and_masked(step_work([1, 2, 9], 0, unified=False)) == (12, 15)
 
 
 def test_a_shared_cache_shows_every_row_all_sequences():
-    assert step_work([4, 4, 4], 0, unified=True) == (12, 24)
+    assert visible_and_masked(step_work([4, 4, 4], 0, unified=True)) == (12, 24)
 
 
 def test_a_chunk_of_a_prompt():
@@ -96,8 +137,8 @@ def test_a_prompt_is_its_chunks_and_one_request():
 
 def test_pairs_do_not_depend_on_how_a_prompt_is_cut():
     for cut in (1, 3, 7):
-        visible = chunk_work(cut, 0, 0, False)[0] + chunk_work(10 - cut, cut, 0, False)[0]
-        assert visible == chunk_work(10, 0, 0, False)[0] == 55
+        first, rest = chunk_work(cut, 0, 0, False), chunk_work(10 - cut, cut, 0, False)
+        assert first.visible + rest.visible == chunk_work(10, 0, 0, False).visible == 55
 
 
 def test_a_decode_step():

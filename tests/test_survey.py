@@ -4,18 +4,28 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from hetero.profile.node.fitting import cross_validate, fit, fit_costs
 from hetero.profile.node.points import Domain, Point, corners, tour
 from hetero.profile.node.survey import Cache, Survey
-from hetero.profile.node_profile import Sample, chunk_work, step_work
-from hetero.profile.step_cost import StepCost
+from hetero.profile.node_profile import Sample
+from hetero.profile.step_cost import StepCost, plain_cost
+from hetero.profile.work import Work, chunk_work, step_work
 
 DOMAIN = Domain(max_sequences=8, context_tokens=2048, chunk_tokens=512)
 STREAMS, POOL = Cache(False, "q8_0", "q8_0"), Cache(True, "q8_0", "q8_0")
 TRUE = {
-    STREAMS: StepCost(rows=[1, 512], rows_s=[0.02, 0.9], visible_s=2e-6, masked_s=1e-7),
-    POOL: StepCost(rows=[1, 512], rows_s=[0.02, 0.9], visible_s=3e-6, masked_s=4e-7),
+    STREAMS: StepCost(
+        rows=[1, 512],
+        rows_s=[0.02, 0.9],
+        pair_s=[2e-6, 4e-6, 4e-6, 4e-6],
+        wide_pair_s=1e-6,
+        tile_pair_s=2e-7,
+        cell_s=5e-6,
+        masked_s=1e-7,
+    ),
+    POOL: plain_cost([1, 512], [0.02 + 0.001, 0.9 + 0.512], pair_s=3e-6, masked_s=4e-7),
 }
 
 
@@ -29,15 +39,13 @@ class Machine:
         self.num_measured = 0
 
     def sample(self, cache, point, *, drawn):
-        visible, masked = point.work(cache.unified)
+        work = point.work(cache.unified)
         speed = self._speeds[self.num_measured % len(self._speeds)]
         self.num_measured += 1
-        seconds = TRUE[cache].seconds(point.rows, visible, masked)
+        seconds = TRUE[cache].seconds(work)
         seconds *= np.exp(self._noise * self._random.standard_normal()) / speed
         return Sample(
-            rows=point.rows,
-            visible=visible,
-            masked=masked,
+            work=work,
             seconds=seconds,
             speed=speed,
             repeats=1,
@@ -58,19 +66,6 @@ def surveyed(machine, role="prefill", caches=(STREAMS, POOL), num_tours=6):
     return survey
 
 
-def test_work_of_a_step_by_hand():
-    # Streams: three rows scan the longest, 10 cells each; 10 + 4 + 1 of the 30 are their own.
-    assert step_work([10, 4, 1], 100, unified=False) == (15, 15)
-    # A pool of 15 + 100 cells is scanned by each of three rows.
-    assert step_work([10, 4, 1], 100, unified=True) == (15, 3 * 115 - 15)
-
-
-def test_work_of_a_chunk_by_hand():
-    # Three tokens after two: they see 3, 4 and 5 cells of the 5 there are.
-    assert chunk_work(3, 2, 7, unified=False) == (12, 3)
-    assert chunk_work(3, 2, 7, unified=True) == (12, 3 + 3 * 7)
-
-
 @pytest.mark.parametrize("role", ["decode", "prefill"])
 def test_without_noise_the_true_costs_are_found(role):
     costs = surveyed(Machine(), role).fits().costs
@@ -78,28 +73,24 @@ def test_without_noise_the_true_costs_are_found(role):
     for cache, cost in costs.items():
         for point in tour(role, DOMAIN, cache.unified, random):
             work = point.work(cache.unified)
-            true_s = TRUE[cache].seconds(point.rows, *work)
-            assert cost.seconds(point.rows, *work) == pytest.approx(true_s, rel=1e-3)
+            assert cost.seconds(work) == pytest.approx(TRUE[cache].seconds(work), rel=1e-3)
 
 
 def test_a_machine_that_slows_down_half_way_is_the_same_machine():
     survey = surveyed(Machine(speeds=(1.0, 0.6, 1.3)))
     point = Point("prefill", 200, (1000,))
-    true_s = TRUE[STREAMS].seconds(200, *point.work(False))
+    true_s = TRUE[STREAMS].seconds(point.work(False))
     assert survey.predict_s(STREAMS, point) == pytest.approx(true_s, rel=1e-3)
 
 
 def test_a_few_wild_samples_do_not_move_the_fit():
     survey = surveyed(Machine(noise=0.01))
-    wild = [
-        Sample(rows=s.rows, visible=s.visible, masked=s.masked, seconds=20 * s.seconds, speed=1,
-               repeats=1, drawn=True)
-        for s in survey.samples[STREAMS][-3:]
-    ]  # fmt: skip
+    last = survey.samples[STREAMS][-3:]
+    wild = [replace(sample, seconds=20 * sample.seconds) for sample in last]
     samples = {STREAMS: survey.samples[STREAMS] + wild, POOL: survey.samples[POOL]}
     cost = fit_costs(samples, survey.knots)[STREAMS]
-    true_s = TRUE[STREAMS].seconds(100, *chunk_work(100, 500, 0, False))
-    assert cost.seconds(100, *chunk_work(100, 500, 0, False)) == pytest.approx(true_s, rel=0.05)
+    work = chunk_work(100, 500, 0, False)
+    assert cost.seconds(work) == pytest.approx(TRUE[STREAMS].seconds(work), rel=0.05)
 
 
 def test_the_stated_error_is_that_of_points_the_fit_has_not_seen():
@@ -119,19 +110,27 @@ def test_points_that_were_placed_are_not_left_out_of_the_fit():
 
 
 def test_a_bend_between_knots_gets_one_of_its_own():
-    bend = StepCost(rows=[1, 99, 100, 512], rows_s=[0.02, 0.1, 0.4, 0.9], visible_s=0, masked_s=0)
-    survey = Survey("prefill", [STREAMS], [1, 512])
+    bend = plain_cost([1, 99, 100, 512], [0.02, 0.1, 0.4, 0.9], pair_s=0, masked_s=0)
+    survey = Survey("decode", [STREAMS], [1, 512])
 
     def sample(rows, drawn):
-        return Sample(rows=rows, visible=0, masked=0, seconds=bend.seconds(rows, 0, 0), speed=1,
-                      repeats=1, drawn=drawn)  # fmt: skip
+        work = Work(rows=rows, pairs=(0, 0, 0, 0), cells=0, masked=0)
+        return Sample(work=work, seconds=bend.seconds(work), speed=1, repeats=1, drawn=drawn)
 
     for rows in (1, 512):
         survey.add(STREAMS, sample(rows, False))
     assert survey.knots == [1, 512]
     survey.add_drawn(STREAMS, sample(99, True))
     assert survey.knots == [1, 99, 512]
-    assert survey.predict_s(STREAMS, Point("prefill", 50, (0,))) == pytest.approx(0.06, rel=0.02)
+    assert survey.cost(STREAMS).rows_seconds(50) == pytest.approx(0.06, rel=0.02)
+
+
+def test_depths_that_no_sample_reached_cost_what_shallower_ones_do():
+    near = Sample(work=step_work([500], 0, False), seconds=0.02 + 500e-6, speed=1, repeats=1)
+    short = Sample(work=step_work([10], 0, False), seconds=0.02 + 10e-6, speed=1, repeats=1)
+    cost = fit_costs({STREAMS: [near, short]}, [1])[STREAMS]
+    assert cost.pair_s == pytest.approx([1e-6] * 4)
+    assert cost.wide_pair_s == pytest.approx(1e-6)
 
 
 def test_a_survey_ends_when_predictions_hold_and_not_before():

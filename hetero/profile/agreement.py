@@ -12,6 +12,7 @@ import msgspec
 from hetero.errors import ConfigError
 from hetero.profile.node_profile import EngineFit, NodeProfile, Role, Sample
 from hetero.profile.rates import fit_name
+from hetero.profile.work import Work, chunk_work, step_work
 
 # Decoding waits for memory, reading a prompt for arithmetic.
 PILOTS: dict[Role, str] = {"decode": "memory", "prefill": "compute"}
@@ -23,9 +24,7 @@ _LINES = 6
 class PointRatio(msgspec.Struct, frozen=True, kw_only=True):
     """One step in both runs. ratio: of the second run's normalized seconds over the first's."""
 
-    rows: int
-    visible: float
-    masked: float
+    work: Work
     ratio: float
 
 
@@ -61,21 +60,14 @@ def agreement(a: NodeProfile, b: NodeProfile) -> Agreement:
     for fit in a.fits:
         name = fit_name(fit)
         other = others.get((fit.role, name))
-        pairs = [] if other is None else list(_shared_steps(fit, other))
-        if other is None or not pairs:
+        works = [] if other is None else list(_shared_steps(fit, other))
+        if other is None or not works:
             unmatched.append(f"{fit.role} {name}")
             continue
         scale = _pilot_s(a, fit.role) / _pilot_s(b, fit.role)
         points = [
-            PointRatio(
-                rows=rows,
-                visible=visible,
-                masked=masked,
-                ratio=scale
-                * _seconds(other, rows, visible, masked)
-                / _seconds(fit, rows, visible, masked),
-            )
-            for rows, visible, masked in pairs
+            PointRatio(work=work, ratio=scale * _seconds(other, work) / _seconds(fit, work))
+            for work in works
         ]
         fits.append(
             FitAgreement(
@@ -111,9 +103,9 @@ def _pilot_s(profile: NodeProfile, role: Role) -> float:
     return profile.noise.pilot_s[name]
 
 
-def _seconds(fit: EngineFit, rows: int, visible: float, masked: float) -> float:
+def _seconds(fit: EngineFit, work: Work) -> float:
     """Of a step; of a prompt in one step, where that is what its user waits for."""
-    step_s = fit.cost.seconds(rows, visible, masked)
+    step_s = fit.cost.seconds(work)
     return step_s + fit.request_s if fit.role == "prefill" else step_s
 
 
@@ -121,31 +113,28 @@ def _deviation(point: PointRatio) -> float:
     return max(point.ratio, 1 / point.ratio) - 1
 
 
-def _shared_steps(a: EngineFit, b: EngineFit) -> Iterator[tuple[int, float, float]]:
-    """(rows, visible, masked) of steps no further out than both runs' samples."""
+def _shared_steps(a: EngineFit, b: EngineFit) -> Iterator[Work]:
+    """Steps no further out than both runs' samples."""
     if not a.samples or not b.samples or a.unified != b.unified:
         return
-    low_rows, high_rows = _shared(a, b, lambda sample: sample.rows)
-    low_cells, high_cells = _shared(a, b, lambda sample: sample.visible / sample.rows)
-    most_visible = _shared(a, b, lambda sample: sample.visible)[1]
-    most_masked = _shared(a, b, lambda sample: sample.masked)[1]
+    low_rows, high_rows = _shared(a, b, lambda sample: sample.work.rows)
+    low_cells, high_cells = _shared(a, b, _cells)
+    most_visible = _shared(a, b, lambda sample: sample.work.visible)[1]
+    most_masked = _shared(a, b, lambda sample: sample.work.masked)[1]
     for rows in sorted({round(rows) for rows in _geometric(low_rows, high_rows)}):
-        # A chunk's rows see each other: on average half of it.
-        own_cells = (rows + 1) / 2 if a.role == "prefill" else 0.0
-        for cells in _geometric(max(low_cells, own_cells), high_cells):
-            visible = rows * cells
-            masked = _least_masked(a, rows, visible)
-            if visible <= most_visible and masked <= most_masked:
-                yield rows, visible, masked
-                if a.unified and masked < most_masked:
-                    yield rows, visible, most_masked
+        for cells in sorted({round(cells) for cells in _geometric(max(1, low_cells), high_cells)}):
+            if a.role == "prefill":
+                work = chunk_work(rows, cells, 0, a.unified)
+            else:
+                work = step_work([cells] * rows, 0, a.unified)
+            if work.visible <= most_visible and work.masked <= most_masked:
+                yield work
 
 
-def _least_masked(fit: EngineFit, rows: int, visible: float) -> float:
-    """With nobody else in the cache, and sequences of equal length."""
-    if fit.role == "prefill":
-        return rows * (rows - 1) / 2
-    return visible * (rows - 1) if fit.unified else 0.0
+def _cells(sample: Sample) -> float:
+    """Of each sequence, on average, before the step."""
+    work = sample.work
+    return max(0.0, work.cells - work.rows) if work.cells else work.visible / work.rows
 
 
 def _shared(a: EngineFit, b: EngineFit, of: Callable[[Sample], float]) -> tuple[float, float]:

@@ -170,10 +170,20 @@ def _digest(value: object) -> str | None:
         return None
 
 
+class _Line(dict[str, Any]):
+    """Written on one line, with all that is in it."""
+
+
 def _text(content: dict[str, Any]) -> str:
-    # None: innermost collections on one line, so that a sample is one.
+    fits = [
+        fit | {"samples": [_Line(sample) for sample in fit["samples"]]}
+        for fit in content.get("fits", [])
+    ]
+    if fits:
+        content = content | {"fits": fits}
+    # None: other innermost collections are on one line, too.
     return str(
-        yaml.dump(content, Dumper=_DUMPER, sort_keys=False, default_flow_style=None, width=120)
+        yaml.dump(content, Dumper=_DUMPER, sort_keys=False, default_flow_style=None, width=200)
     )
 
 
@@ -195,3 +205,7 @@ def _shown(value: object) -> str:
 # libyaml's are ten times as fast; PyYAML is built without them where there is no C library.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_DUMPER.add_representer(
+    _Line,
+    lambda dumper, line: dumper.represent_mapping("tag:yaml.org,2002:map", line, flow_style=True),
+)

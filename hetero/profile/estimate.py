@@ -4,7 +4,7 @@ A step's seconds are a sum, for the parts hardly overlap (a P40's rate over micr
 512 tokens follows it within a fifth):
 
     layers * layer_s + bytes of weights / bandwidth + rows * flops / rate      rows_s
-    cached bytes / bandwidth in decode, flops / rate in prefill, a pair        visible_s
+    cached bytes / bandwidth in decode, flops / rate in prefill, a pair        pair_s
 
 with nominal bandwidth and rates times the shares of the device's class (`profile/efficiency.py`).
 Everything is marked estimated; `interval` says how far off measurements were.
@@ -13,6 +13,8 @@ Everything is marked estimated; `interval` says how far off measurements were.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+
+import msgspec
 
 from hetero import __version__
 from hetero.errors import ConfigError, PlanError
@@ -30,7 +32,7 @@ from hetero.profile.node_profile import (
     Role,
 )
 from hetero.profile.presets import CPU, GPU, Link, Preset
-from hetero.profile.step_cost import StepCost
+from hetero.profile.step_cost import StepCost, plain_cost
 
 # Rows of a prefill step: llama.cpp's physical batch, and what a GPU needs to be near its best rate.
 _LLAMA_CHUNK, _TORCH_CHUNK = 512, 2048
@@ -160,19 +162,19 @@ class _Device:
         self._flops_per_s = experts * rate
 
     def decode_cost(self) -> StepCost:
-        visible_s = self._cell_bytes / self._kv_bytes_per_s
-        return self._cost(self._llama_rows_s, _LARGEST_BATCH, visible_s, head=True)
+        pair_s = self._cell_bytes / self._kv_bytes_per_s
+        return self._cost(self._llama_rows_s, _LARGEST_BATCH, pair_s, head=True)
 
     def prefill_cost(self, engine: str) -> StepCost:
         kind, flops = self.machine.kind, self.machine.flops
-        visible_s = self._model.pair_flops / (kind.attention * flops[kind.attention_type])
+        pair_s = self._model.pair_flops / (kind.attention * flops[kind.attention_type])
         if engine == "llama":
-            return self._cost(self._llama_rows_s, _LLAMA_CHUNK, visible_s, head=False)
+            return self._cost(self._llama_rows_s, _LLAMA_CHUNK, pair_s, head=False)
         if engine != "torch" or kind.torch_rate is None:
             raise ConfigError(f"prefill engine: need one that runs on this device, have {engine!r}")
-        cost = self._cost(self._torch_rows_s, _TORCH_CHUNK, visible_s, head=False)
+        cost = self._cost(self._torch_rows_s, _TORCH_CHUNK, pair_s, head=False)
         # Triton's kernels skip what is masked, and other prompts' blocks.
-        return StepCost(rows=cost.rows, rows_s=cost.rows_s, visible_s=visible_s, masked_s=0.0)
+        return msgspec.structs.replace(cost, masked_s=0.0)
 
     def spread(self, role: Role, engine: str) -> float:
         kind = self.machine.kind
@@ -181,14 +183,14 @@ class _Device:
         return kind.torch_spread if engine == "torch" else kind.prefill_spread
 
     def _cost(
-        self, rows_s: Callable[[int, bool], float], largest: int, visible_s: float, *, head: bool
+        self, rows_s: Callable[[int, bool], float], largest: int, pair_s: float, *, head: bool
     ) -> StepCost:
         rows = [2**power for power in range(largest.bit_length())]
-        return StepCost(
-            rows=rows,
-            rows_s=[rows_s(count, head) for count in rows],
-            visible_s=visible_s,
-            masked_s=self.machine.kind.masked * visible_s,
+        return plain_cost(
+            rows,
+            [rows_s(count, head) for count in rows],
+            pair_s=pair_s,
+            masked_s=self.machine.kind.masked * pair_s,
         )
 
     def _llama_rows_s(self, num_rows: int, with_head: bool) -> float:

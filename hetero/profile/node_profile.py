@@ -14,6 +14,7 @@ from hetero.messages import ModelFingerprint
 from hetero.profile.facts.report import Facts
 from hetero.profile.quantities import Count, Finite, NotNegative, OneOrMore, Positive
 from hetero.profile.step_cost import StepCost
+from hetero.profile.work import Work, chunk_work, step_work
 
 Source = Literal["measured", "fitted", "estimated"]
 Role = Literal["prefill", "decode"]
@@ -88,13 +89,11 @@ class Ceilings(_Section, frozen=True, kw_only=True):
 class Sample(_Section, frozen=True, kw_only=True):
     """One point of a grid, measured a few times.
 
-    visible, masked: as in StepCost. seconds: the median, as the clock had it. speed: of the
+    seconds: the median, as the clock had it. speed: of the
     machine at that moment, by its pilot, over its median speed; `seconds * speed` is fitted.
     """
 
-    rows: OneOrMore
-    visible: NotNegative
-    masked: NotNegative
+    work: Work
     seconds: Positive
     speed: Positive
     repeats: OneOrMore
@@ -139,8 +138,7 @@ class EngineFit(_Section, frozen=True, kw_only=True):
 
     def chunk_s(self, num_tokens: int, cached_tokens: int = 0, other_cells: int = 0) -> float:
         """One prefill step: `num_tokens` new ones after `cached_tokens` of their own."""
-        visible, masked = chunk_work(num_tokens, cached_tokens, other_cells, self.unified)
-        return self.cost.seconds(num_tokens, visible, masked)
+        return self.cost.seconds(chunk_work(num_tokens, cached_tokens, other_cells, self.unified))
 
     def prefill_s(self, num_tokens: int, cached_tokens: int = 0, other_cells: int = 0) -> float:
         """A prompt's unread tokens, in steps of `chunk_tokens`."""
@@ -153,27 +151,7 @@ class EngineFit(_Section, frozen=True, kw_only=True):
     def step_s(self, contexts: Sequence[int], other_cells: int = 0) -> float:
         """One token for each sequence, of so many cells each. other_cells: held by sequences that
         are not in the batch."""
-        visible, masked = step_work(contexts, other_cells, self.unified)
-        return self.cost.seconds(len(contexts), visible, masked)
-
-
-def chunk_work(
-    num_tokens: int, cached_tokens: int, other_cells: int, unified: bool
-) -> tuple[float, float]:
-    """(visible, masked) pairs of a prompt's chunk: row i sees the cached ones and i + 1 of its
-    own; the cells above the diagonal are scanned and masked, and so are others' in a shared
-    cache."""
-    visible = num_tokens * cached_tokens + num_tokens * (num_tokens + 1) / 2
-    masked = num_tokens * (num_tokens - 1) / 2 + num_tokens * (other_cells if unified else 0)
-    return visible, masked
-
-
-def step_work(contexts: Sequence[int], other_cells: int, unified: bool) -> tuple[float, float]:
-    """(visible, masked) pairs of a decode step: in streams every row scans as many cells as the
-    longest of the batch has, in a unified cache all cells in use."""
-    visible = float(sum(contexts))
-    scanned = visible + other_cells if unified else max(contexts)
-    return visible, len(contexts) * scanned - visible
+        return self.cost.seconds(step_work(contexts, other_cells, self.unified))
 
 
 class CodecRates(_Section, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
-"""Fits of caches that were not measured, from those that were: what attention reads is bytes.
+"""Fits of caches that were not measured, from those that were.
 
-Between two measured pairs of types the cost of a visible pair is a line over its bytes; from one
-alone, it is in proportion. Neither knows how fast a type is decoded, so the interval is wide.
+A cell's bytes are read in proportion to them; what a pair's arithmetic takes is taken from the
+nearest measured types, f16 and bf16 from such, quantized ones from quantized ones where there are
+any. Neither knows how fast a type is decoded, so the interval is wide.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from hetero.profile.node_profile import EngineFit, ModelShape
 # What a node may be asked for; K in more bits than V, since keys suffer more from few.
 PAIRS = (("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "q4_0"), ("q4_0", "q4_0"))
 
-# Decoding 4 bits takes twice the arithmetic of 8 where that is what bounds a step.
+# 90% of estimates are thought to lie within this share, beside the fit's own interval.
 _SHARE = 0.35
 
 
@@ -30,38 +31,38 @@ def estimated_fits(
     for group in groups.values():
         have = {(fit.kv_k, fit.kv_v) for fit in group}
         for types in pairs:
-            if types not in have and (num_bytes := _token_bytes(model, types)) is not None:
+            num_bytes = _token_bytes(model, types)
+            if types not in have and num_bytes is not None:
                 yield _estimate(group, model, types, num_bytes)
 
 
 def _estimate(
     group: Sequence[EngineFit], model: ModelShape, types: tuple[str, str], num_bytes: int
 ) -> EngineFit:
-    known = [
-        (have_bytes, fit)
-        for fit in group
-        if (have_bytes := _token_bytes(model, (fit.kv_k, fit.kv_v))) is not None
-    ]
-    known.sort(key=lambda each: each[0])
-    nearest_bytes, nearest = min(known, key=lambda each: abs(each[0] - num_bytes))
-    visible_s = nearest.cost.visible_s * num_bytes / nearest_bytes
-    if len(known) > 1:
-        (low_bytes, low), (high_bytes, high) = known[0], known[-1]
-        slope = (high.cost.visible_s - low.cost.visible_s) / (high_bytes - low_bytes)
-        on_line = nearest.cost.visible_s + slope * (num_bytes - nearest_bytes)
-        # Fewer bytes never cost more than they do where they were measured, nor nothing.
-        visible_s = min(max(on_line, visible_s), max(low.cost.visible_s, high.cost.visible_s))
-    low_factor, high_factor = nearest.interval
+    def distance(fit: EngineFit) -> tuple[bool, float]:
+        have = (fit.kv_k, fit.kv_v)
+        return _is_quantized(have) != _is_quantized(types), abs(bytes_of(fit) - num_bytes)
+
+    def bytes_of(fit: EngineFit) -> int:
+        return _token_bytes(model, (fit.kv_k, fit.kv_v)) or num_bytes
+
+    nearest = min(group, key=distance)
+    cell_s = nearest.cost.cell_s * num_bytes / bytes_of(nearest)
+    low, high = nearest.interval
     return msgspec.structs.replace(
         nearest,
         source="estimated",
         kv_k=types[0],
         kv_v=types[1],
-        cost=msgspec.structs.replace(nearest.cost, visible_s=visible_s),
-        interval=(low_factor / (1 + _SHARE), high_factor * (1 + _SHARE)),
+        cost=msgspec.structs.replace(nearest.cost, cell_s=cell_s),
+        interval=(low / (1 + _SHARE), high * (1 + _SHARE)),
         error=None,
         samples=[],
     )
+
+
+def _is_quantized(types: tuple[str, str]) -> bool:
+    return any(name not in ("f16", "bf16", "f32") for name in types)
 
 
 def _token_bytes(model: ModelShape, types: tuple[str, str]) -> int | None:

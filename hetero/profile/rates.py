@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import msgspec
 
 from hetero.kv.layout import model_layout
-from hetero.profile.node_profile import EngineFit, ModelShape, NodeProfile, chunk_work
+from hetero.profile.node_profile import EngineFit, ModelShape, NodeProfile
+from hetero.profile.work import chunk_work
 
 PROMPTS = (512, 2048, 8192)
 BATCHES = (1, 4, 16)
@@ -75,7 +76,7 @@ def prefill_rate(profile: NodeProfile, fit: EngineFit, num_tokens: int) -> Rate:
     if above is not None and above.flops_per_s and seconds > 0 and has_known_work(profile.model):
         share = matrix_flops(profile.model, num_tokens) / seconds / above.flops_per_s
     last = num_tokens % fit.chunk_tokens or min(num_tokens, fit.chunk_tokens)
-    visible, _ = chunk_work(last, num_tokens - last, 0, fit.unified)
+    visible = chunk_work(last, num_tokens - last, 0, fit.unified).visible
     return Rate(
         what=f"{count_text(num_tokens)} tokens",
         seconds=seconds,
@@ -139,8 +140,8 @@ def _roof(device: str, gb_s: float, tflops: dict[str, float]) -> Roof:
 
 
 def _is_sampled(fit: EngineFit, rows: int, cells_per_row: float) -> bool:
-    return any(sample.rows >= rows for sample in fit.samples) and any(
-        sample.visible >= sample.rows * cells_per_row for sample in fit.samples
+    return any(sample.work.rows >= rows for sample in fit.samples) and any(
+        sample.work.visible >= sample.work.rows * cells_per_row for sample in fit.samples
     )
 
 

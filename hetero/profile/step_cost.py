@@ -1,13 +1,14 @@
 """What a step of an engine costs: seconds of one pass over the weights, by what is in it.
 
-    seconds = rows_s(rows) + visible * visible_s + masked * masked_s
+    seconds = rows_s(rows) + cells * cell_s + masked * masked_s
+            + sum(pairs * pair_s)                               fewer than 64 rows of a sequence
+            + visible * wide_pair_s + tile pairs * tile_pair_s  or more of them
 
-rows      tokens computed in the step, of all sequences. `rows_s` reads every weight once and does
-          each row's arithmetic: bound by bandwidth for few rows, by flops for many, with steps
-          where a kernel's tiles fill up, so it is a line through knots, not a formula.
-visible   pairs of a row and a cell that it attends to: bytes of K and V, and arithmetic on them
-masked    pairs of a row and a cell that is scanned but not attended to: other sequences' cells in
-          a unified cache, or the padding up to the longest sequence of the batch
+`rows_s` reads every weight once and does each row's arithmetic: bound by bandwidth for few rows, by
+flops for many, with steps where a kernel's tiles fill up, so it is a line through knots, not a
+formula. The others are bytes of K and V, and arithmetic on them: a cell that many rows attend to
+is read once, and the deeper a context, the less of it is in any cache. What a step's work is,
+`hetero.profile.work` counts.
 
 Planning evaluates this on a laptop: nothing here needs an engine.
 """
@@ -18,6 +19,7 @@ from itertools import pairwise
 import msgspec
 
 from hetero.profile.quantities import NotNegative, OneOrMore
+from hetero.profile.work import DEPTHS, Work
 
 
 class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,23 +27,63 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     rows: list[OneOrMore]  # knots, ascending
     rows_s: list[NotNegative]  # at the knots; beyond the last, along the last two
-    visible_s: NotNegative
+    pair_s: list[NotNegative]  # by depth
+    wide_pair_s: NotNegative
+    tile_pair_s: NotNegative
+    cell_s: NotNegative
     masked_s: NotNegative
 
     def __post_init__(self) -> None:
         if not self.rows or any(b <= a for a, b in pairwise(self.rows)):
             raise ValueError(f"rows: need one knot or more, ascending, have {self.rows}")
-        if len(self.rows_s) != len(self.rows):
-            raise ValueError(
-                f"rows_s: need one for each of {len(self.rows)} knots, have {len(self.rows_s)}"
-            )
+        for name, need in (("rows_s", self.rows), ("pair_s", DEPTHS)):
+            have = len(getattr(self, name))
+            if have != len(need):
+                raise ValueError(f"{name}: need {len(need)} numbers, have {have}")
 
-    def seconds(self, num_rows: int, visible: float, masked: float) -> float:
-        return self.rows_seconds(num_rows) + visible * self.visible_s + masked * self.masked_s
+    def seconds(self, work: Work) -> float:
+        return self.rows_seconds(work.rows) + sum(
+            count * each_s
+            for count, each_s in zip(attention_counts(work), self.attention_s, strict=True)
+        )
 
     def rows_seconds(self, num_rows: int) -> float:
         weights = hat_weights(self.rows, num_rows)
         return sum(weight * knot_s for weight, knot_s in zip(weights, self.rows_s, strict=True))
+
+    @property
+    def attention_s(self) -> list[float]:
+        """In the order of `attention_counts`."""
+        return [
+            *self.pair_s,
+            self.wide_pair_s,
+            self.tile_pair_s,
+            self.cell_s,
+            self.masked_s,
+        ]
+
+
+def plain_cost(
+    rows: Sequence[int], rows_s: Sequence[float], *, pair_s: float, masked_s: float
+) -> StepCost:
+    """Where neither depth nor tiles make a difference: of datasheets, nothing more is known."""
+    return StepCost(
+        rows=list(rows),
+        rows_s=list(rows_s),
+        pair_s=[pair_s] * len(DEPTHS),
+        wide_pair_s=pair_s,
+        tile_pair_s=0.0,
+        cell_s=0.0,
+        masked_s=masked_s,
+    )
+
+
+def attention_counts(work: Work) -> list[float]:
+    """What the coefficients other than `rows_s` are multiplied by."""
+    none = [0.0] * len(DEPTHS)
+    if work.is_tiled:
+        return [*none, work.visible, work.tile_pairs, work.cells, work.masked]
+    return [*work.pairs, 0.0, 0.0, work.cells, work.masked]
 
 
 def hat_weights(knots: Sequence[int], num_rows: int) -> list[float]:

@@ -139,11 +139,8 @@ class EngineSurvey:
         seconds = self._time(rig, point)
         pilot = _PILOT[point.role]
         before = self._pilots.run(pilot) - 1
-        visible, masked = point.work(cache.unified)
         sample = Sample(
-            rows=point.rows,
-            visible=visible,
-            masked=masked,
+            work=point.work(cache.unified),
             seconds=median(seconds),
             speed=self._pilots.log.speed(pilot, before),
             repeats=len(seconds),

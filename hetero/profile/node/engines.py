@@ -22,10 +22,12 @@ from hetero.profile.node_profile import (
     CoRun,
     EngineFit,
     FitError,
+    ModelShape,
     Noise,
     Role,
     RoleSettings,
 )
+from hetero.profile.other_types import estimated_fits
 from hetero.profile.states import States
 
 KVTypes = tuple[str, str]  # of K and of V
@@ -111,7 +113,8 @@ class Engines(Owned):
                 receive_beside_decode(rig, size, cells),
             ]
 
-    def fits(self, noise: Noise) -> list[EngineFit]:
+    def fits(self, noise: Noise, shape: ModelShape) -> list[EngineFit]:
+        """With those of other types, estimated."""
         request_s = first_token_s(self._model)
         fits = []
         for role in ROLES:
@@ -138,7 +141,7 @@ class Engines(Owned):
                         samples=survey.samples[cache],
                     )
                 )
-        return fits
+        return [*fits, *estimated_fits(fits, shape)]
 
     def settings(self, cpus: list[int], numa_node: int | None) -> dict[Role, RoleSettings]:
         """Streams for decode: no sequence scans another's cells there. A prefill node exports

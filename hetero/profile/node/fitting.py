@@ -16,7 +16,8 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from hetero.profile.node_profile import FitError, Sample
-from hetero.profile.step_cost import StepCost, hat_weights
+from hetero.profile.step_cost import StepCost, attention_counts, hat_weights
+from hetero.profile.work import DEPTHS
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -25,8 +26,8 @@ _OUTLIER = 3.0
 _NUM_REWEIGHTS = 5
 _NUM_FOLDS = 10
 
-# Coefficients of each cache: per visible pair, per masked pair, per row.
-_OWN = 3
+# Coefficients of each cache: per row, then what `attention_counts` counts.
+_OWN = 1 + len(DEPTHS) + 4
 
 # No fit of few samples is believed to be better than this.
 _LEAST_SCATTER = 0.01
@@ -56,19 +57,40 @@ def fit_costs(
     keys = list(samples)
     matrix, seconds = _system(samples, keys, knots)
     solution = _robust_nnls(matrix, seconds)
-    costs = {}
+    is_settled: list[bool] = np.any(matrix, axis=0).tolist()
+    costs: dict[_Key, StepCost] = {}
     for index, key in enumerate(keys):
-        visible_s, masked_s, row_s = solution[len(knots) + _OWN * index :][:_OWN]
-        costs[key] = StepCost(
-            rows=list(knots),
-            rows_s=[
-                float(knot_s + knot * row_s)
-                for knot, knot_s in zip(knots, solution[: len(knots)], strict=True)
-            ],
-            visible_s=float(visible_s),
-            masked_s=float(masked_s),
-        )
+        own = slice(len(knots) + _OWN * index, len(knots) + _OWN * (index + 1))
+        row_s, *attention_s = solution[own].tolist()
+        rows_s = [
+            knot_s + knot * row_s
+            for knot, knot_s in zip(knots, solution[: len(knots)].tolist(), strict=True)
+        ]
+        costs[key] = _cost(knots, rows_s, attention_s, is_settled[own][1:])
     return costs
+
+
+def _cost(
+    knots: Sequence[int], rows_s: list[float], attention_s: list[float], is_settled: list[bool]
+) -> StepCost:
+    """What no sample tells is like what is nearest: a depth like the one above it, many rows like
+    few."""
+    pair_s = attention_s[: len(DEPTHS)]
+    for depth in range(1, len(DEPTHS)):
+        if not is_settled[depth]:
+            pair_s[depth] = pair_s[depth - 1]
+    wide_pair_s, tile_pair_s, cell_s, masked_s = attention_s[len(DEPTHS) :]
+    if not is_settled[len(DEPTHS)]:
+        wide_pair_s = pair_s[0]
+    return StepCost(
+        rows=list(knots),
+        rows_s=rows_s,
+        pair_s=pair_s,
+        wide_pair_s=wide_pair_s,
+        tile_pair_s=tile_pair_s,
+        cell_s=cell_s,
+        masked_s=masked_s,
+    )
 
 
 def cross_validate(
@@ -96,8 +118,7 @@ def cross_validate(
 
 def ratio(cost: StepCost, sample: Sample) -> float:
     """Predicted over measured, at the speed the machine then had."""
-    predicted = cost.seconds(sample.rows, sample.visible, sample.masked)
-    return predicted / (sample.seconds * sample.speed)
+    return cost.seconds(sample.work) / (sample.seconds * sample.speed)
 
 
 def fit_error(ratios: Sequence[float]) -> FitError:
@@ -112,7 +133,7 @@ def fit_error(ratios: Sequence[float]) -> FitError:
 
 def _settled(knots: Sequence[int], samples: Mapping[_Key, Sequence[Sample]]) -> list[int]:
     """The knots that some sample's rows settle: without its only sample, a knot is a guess."""
-    rows = {sample.rows for of_key in samples.values() for sample in of_key}
+    rows = {sample.work.rows for of_key in samples.values() for sample in of_key}
     return [knot for knot in knots if knot in rows] or [min(rows)]
 
 
@@ -123,8 +144,9 @@ def _system(
     for index, key in enumerate(keys):
         for sample in samples[key]:
             line = np.zeros(len(knots) + _OWN * len(keys))
-            line[: len(knots)] = hat_weights(knots, sample.rows)
-            line[len(knots) + _OWN * index :][:_OWN] = sample.visible, sample.masked, sample.rows
+            work = sample.work
+            line[: len(knots)] = hat_weights(knots, work.rows)
+            line[len(knots) + _OWN * index :][:_OWN] = work.rows, *attention_counts(work)
             lines.append(line)
             seconds.append(sample.seconds * sample.speed)
     return np.array(lines), np.array(seconds)

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hetero.profile.node_profile import Role, chunk_work, step_work
+from hetero.profile.node_profile import Role
+from hetero.profile.work import TILE_ROWS, Work, chunk_work, step_work
 
 # A step appends a cell, and a context is never quite empty.
 _LEAST_CELLS = 16
 _TOUR_POINTS = 6
-
-_CHEAP_ROWS = 16
 
 # Up to 16 rows kernels change; from there on it is arithmetic.
 _CHUNK_KNOTS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096)
@@ -30,8 +29,7 @@ class Point:
     rows: int
     cells: tuple[int, ...]
 
-    def work(self, unified: bool) -> tuple[float, float]:
-        """(visible, masked) pairs, as StepCost counts them."""
+    def work(self, unified: bool) -> Work:
         if self.role == "prefill":
             return chunk_work(self.rows, self.cells[0], sum(self.cells[1:]), unified)
         return step_work(self.cells[: self.rows], sum(self.cells[self.rows :]), unified)
@@ -66,11 +64,11 @@ def corners(role: Role, domain: Domain) -> list[Point]:
 
 def few_corners(role: Role, domain: Domain) -> list[Point]:
     """Of a cache whose rows cost what another's do: what tells its attention, cheaply."""
-    knots = [rows for rows in domain.knots(role) if rows <= _CHEAP_ROWS]
+    knots = [rows for rows in domain.knots(role) if rows <= TILE_ROWS]
     short = _LEAST_CELLS if role == "decode" else 0
-    ends = sorted({knots[0], knots[-1]})
-    return [Point(role, rows, _cells(role, rows, short)) for rows in ends] + [
-        _far(role, rows, domain) for rows in ends
+    some = _ends_and_middle(knots)
+    return [Point(role, rows, _cells(role, rows, short)) for rows in some] + [
+        _far(role, rows, domain) for rows in some
     ]
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from hetero.prefill.engine import PrefillEngine, PrefillRun, Slice
 from hetero.profile.node.points import Domain
 from hetero.profile.node.survey import Cache, Survey
-from hetero.profile.node_profile import Sample, chunk_work
+from hetero.profile.node_profile import Sample
+from hetero.profile.work import chunk_work
 
 # Fixed work between prompts; as everywhere, what slows it slows the prompt.
 _PILOT_TOKENS = 64
@@ -71,11 +72,8 @@ class ReadSurvey:
         around = self.pilot_s[before : before + 2]
         speed = sorted(self.pilot_s)[len(self.pilot_s) // 2] / (sum(around) / len(around))
         for rows, cached, seconds in timed[0 if is_drawn else 1 :]:
-            visible, masked = chunk_work(rows, cached, 0, unified=False)
             sample = Sample(
-                rows=rows,
-                visible=visible,
-                masked=masked,
+                work=chunk_work(rows, cached, 0, unified=False),
                 seconds=seconds,
                 speed=speed,
                 repeats=1,

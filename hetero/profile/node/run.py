@@ -98,6 +98,7 @@ def profile_node(
     if node is not None:
         # Before anything is allocated: memory lies where the thread that touches it first runs.
         os.sched_setaffinity(0, home)
+    shape = shape_of(model.spec, model.fingerprint)
     say(f"loading {model.path.name}")
     with Model(model.path) as loaded:
         engine_options = EngineOptions(domain=domain, num_cores=len(home), threads=options.threads)
@@ -113,7 +114,7 @@ def profile_node(
             )
             codecs, co_runs = engines.measure_codecs(), engines.measure_co_runs()
             noise = judge(engines.pilots.log, *watch.shares(), [])
-            fits = engines.fits(noise)
+            fits = engines.fits(noise, shape)
             settings = engines.settings(home if node is not None else [], node)
     progress(1.0)
     return NodeProfile(
@@ -121,7 +122,7 @@ def profile_node(
         date=_now(),
         facts=machine.facts,
         ceilings=machine.ceilings,
-        model=shape_of(model.spec, model.fingerprint),
+        model=shape,
         fits=fits,
         codecs=codecs,
         co_runs=co_runs,

@@ -47,7 +47,7 @@ class Survey:
     @property
     def knots(self) -> list[int]:
         """Those that a sample has settled: the lines in between are straight."""
-        rows = {sample.rows for samples in self.samples.values() for sample in samples}
+        rows = {sample.work.rows for samples in self.samples.values() for sample in samples}
         return sorted(rows & (self._planned | self._bends))
 
     def add(self, cache: Cache, sample: Sample) -> None:
@@ -61,9 +61,9 @@ class Survey:
     def add_drawn(self, cache: Cache, sample: Sample) -> None:
         """One drawn at random: how wrong the fit had it is kept, and mended by a knot."""
         self._ratios[cache].append(ratio(self.cost(cache), sample))
-        is_far = all(abs(sample.rows - knot) > _KNOT_SPACING * knot for knot in self.knots)
+        is_far = all(abs(sample.work.rows - knot) > _KNOT_SPACING * knot for knot in self.knots)
         if is_far and self.is_surprised_by(cache, sample):
-            self._bends.add(sample.rows)
+            self._bends.add(sample.work.rows)
         self.add(cache, sample)
 
     def cost(self, cache: Cache) -> StepCost:
@@ -77,7 +77,7 @@ class Survey:
         """None while nothing is known of a cache."""
         if not self.samples[cache]:
             return None
-        return self.cost(cache).seconds(point.rows, *point.work(cache.unified))
+        return self.cost(cache).seconds(point.work(cache.unified))
 
     def recent_error(self, cache: Cache) -> FitError | None:
         ratios = self._ratios[cache][-_LAST:]

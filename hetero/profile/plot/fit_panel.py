@@ -4,7 +4,7 @@ step's rate over its new tokens, by what is cached."""
 import math
 from typing import TYPE_CHECKING, Any
 
-from hetero.profile.node_profile import EngineFit, Sample, chunk_work, step_work
+from hetero.profile.node_profile import EngineFit, Sample
 from hetero.profile.plot.style import (
     HELD_OUT,
     IN_FIT,
@@ -12,6 +12,7 @@ from hetero.profile.plot.style import (
     power_of_two_axis,
 )
 from hetero.profile.rates import count_text
+from hetero.profile.work import chunk_work, step_work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,14 +87,16 @@ def _draw_sample(
     axes: "Axes", fit: EngineFit, sample: Sample, place: float, shades: _Shades
 ) -> None:
     shade = shades(_group(fit, sample))
-    beyond_s = (sample.masked - _line_masked(fit, sample)) * fit.cost.masked_s
-    height = _height(fit, sample.rows, sample.seconds * sample.speed - beyond_s)
+    beyond_s = (sample.work.masked - _line_masked(fit, sample)) * fit.cost.masked_s
+    height = _height(fit, sample.work.rows, sample.seconds * sample.speed - beyond_s)
     if not sample.drawn:
         axes.scatter(place, height, color=[shade], zorder=3, **IN_FIT)
         return
     # Between two lines: its own interval shows what was predicted for it.
-    predicted_s = fit.cost.seconds(sample.rows, sample.visible, sample.masked)
-    ends = [_height(fit, sample.rows, factor * predicted_s - beyond_s) for factor in fit.interval]
+    predicted_s = fit.cost.seconds(sample.work)
+    ends = [
+        _height(fit, sample.work.rows, factor * predicted_s - beyond_s) for factor in fit.interval
+    ]
     axes.vlines(place, min(ends), max(ends), colors=[shade], alpha=0.3, linewidth=7)
     axes.scatter(place, height, edgecolors=[shade], zorder=4, **HELD_OUT)
 
@@ -135,17 +138,19 @@ def _groups(fit: EngineFit) -> list[int]:
 
 def _group(fit: EngineFit, sample: Sample) -> int:
     if fit.role == "decode":
-        return sample.rows
-    return max(0, round(sample.visible / sample.rows - (sample.rows + 1) / 2))
+        return sample.work.rows
+    return max(0, round(sample.work.visible / sample.work.rows - (sample.work.rows + 1) / 2))
 
 
 def _place(fit: EngineFit, sample: Sample) -> float:
-    return sample.visible / sample.rows if fit.role == "decode" else float(sample.rows)
+    return (
+        sample.work.visible / sample.work.rows if fit.role == "decode" else float(sample.work.rows)
+    )
 
 
 def _line_masked(fit: EngineFit, sample: Sample) -> float:
     """With nobody else in the cache, and sequences of equal length."""
     if fit.role == "prefill":
-        return chunk_work(sample.rows, 0, 0, fit.unified)[1]
-    context = round(sample.visible / sample.rows)
-    return step_work([context] * sample.rows, 0, fit.unified)[1]
+        return chunk_work(sample.work.rows, 0, 0, fit.unified).masked
+    context = round(sample.work.visible / sample.work.rows)
+    return step_work([context] * sample.work.rows, 0, fit.unified).masked

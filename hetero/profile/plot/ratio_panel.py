@@ -24,7 +24,7 @@ def draw_ratios(axes: "Axes", fits: list[EngineFit], colours: dict[str, str]) ->
         for held_out in (False, True):
             ratios, places = [], []
             for index, sample in enumerate(fit.samples):
-                predicted = fit.cost.seconds(sample.rows, sample.visible, sample.masked)
+                predicted = fit.cost.seconds(sample.work)
                 if sample.drawn == held_out and predicted > 0:
                     ratios.append(sample.seconds * sample.speed / predicted)
                     # Spread over the bar, in the order they were measured.

@@ -62,7 +62,7 @@ def draw_roofline(axes: "Axes", profile: NodeProfile, colours: dict[str, str]) -
 
 def _points(profile: NodeProfile, fit: EngineFit) -> Iterator[_Point]:
     """Decode at several batches, all at one context; prefill of several chunks, nothing cached."""
-    most = max((sample.rows for sample in fit.samples), default=fit.cost.rows[-1])
+    most = max((sample.work.rows for sample in fit.samples), default=fit.cost.rows[-1])
     for rows in _BATCHES if fit.role == "decode" else _CHUNKS:
         if rows > most:
             break

@@ -1,0 +1,80 @@
+"""What is in one step of an engine, as counts that its cost is linear in."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from hetero.profile.quantities import NotNegative, OneOrMore
+
+# Where a context's parts begin, in cells: the deeper, the less of it is in any cache.
+DEPTHS = (0, 1024, 4096, 16384)
+
+# llama.cpp attends in tiles of so many rows of a sequence where a step has as many, on f16 caches.
+TILE_ROWS = 64
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """rows     tokens computed, of all sequences
+    pairs    of a row and a cell that it attends to, by the cell's depth in its sequence
+    cells    that several rows attend to, so that they are read once for all of them; 0 in a decode
+             step, where each sequence has one row
+    masked   pairs of a row and a cell that is scanned but not attended to: other sequences' cells
+             in a unified cache, the padding up to the longest sequence of a batch, or what comes
+             after a row in its own chunk
+    """
+
+    rows: OneOrMore
+    pairs: tuple[NotNegative, NotNegative, NotNegative, NotNegative]
+    cells: NotNegative
+    masked: NotNegative
+
+    @property
+    def visible(self) -> float:
+        return sum(self.pairs)
+
+    @property
+    def is_tiled(self) -> bool:
+        return self.cells > 0 and self.rows >= TILE_ROWS
+
+    @property
+    def tile_pairs(self) -> float:
+        """Visible pairs, if the last tile's rows were all there."""
+        return self.visible / self.rows * TILE_ROWS * -(-self.rows // TILE_ROWS)
+
+
+def chunk_work(num_tokens: int, cached_tokens: int, other_cells: int, unified: bool) -> Work:
+    """A prompt's chunk: row i sees the cached ones and i + 1 of its own; those above the diagonal
+    are scanned and masked, and so are others' in a shared cache."""
+    above = [_pairs_beyond(depth, num_tokens, cached_tokens) for depth in DEPTHS]
+    masked = num_tokens * (num_tokens - 1) / 2 + num_tokens * (other_cells if unified else 0)
+    return Work(
+        rows=num_tokens,
+        pairs=_parts(above),
+        cells=float(cached_tokens + num_tokens),
+        masked=float(masked),
+    )
+
+
+def step_work(contexts: Sequence[int], other_cells: int, unified: bool) -> Work:
+    """A token for each sequence: in streams every row scans as many cells as the longest of the
+    batch has, in a unified cache all cells in use."""
+    above = [float(sum(max(0, cells - depth) for cells in contexts)) for depth in DEPTHS]
+    scanned = above[0] + other_cells if unified else max(contexts)
+    return Work(
+        rows=len(contexts),
+        pairs=_parts(above),
+        cells=0.0,
+        masked=float(len(contexts) * scanned - above[0]),
+    )
+
+
+def _pairs_beyond(depth: int, num_tokens: int, cached_tokens: int) -> float:
+    """Of a chunk, with cells deeper than `depth`: a sum of successive integers."""
+    last = cached_tokens + num_tokens - depth
+    first = max(1, cached_tokens + 1 - depth)
+    return (first + last) * (last - first + 1) / 2 if last >= first else 0.0
+
+
+def _parts(above: Sequence[float]) -> tuple[float, float, float, float]:
+    a, b, c, d = above
+    return a - b, b - c, c - d, d
