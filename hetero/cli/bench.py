@@ -126,6 +126,27 @@ def wire(
     _print(report, as_json)
 
 
+@app.command()
+def profile(
+    output: Output = None,
+    only: Annotated[str, typer.Option(metavar="MODEL,...", help="kv-heavy, 1b.")] = "",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tiny model: whether it runs, not how well.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What `hetero profile node` says against what is then measured; half an hour."""
+    from hetero.experiment.profile_bench.settings import full_settings, quick_settings
+    from hetero.experiment.profile_bench.suite import measure_profiles
+
+    _check_folder(output)
+    settings = (quick_settings if quick else full_settings)(_model_folder())
+    report = measure_profiles(
+        settings, _names(only), print_progress, keep=lambda so_far: _write(output, so_far)
+    )
+    _print(report, as_json)
+
+
 def _check_folder(output: Path | None) -> None:
     from hetero.errors import ConfigError
 

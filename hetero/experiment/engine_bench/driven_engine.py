@@ -37,9 +37,13 @@ class DrivenEngine(Owned):
         context_tokens: int,
         num_threads: int,
         sampling: Sampling = GREEDY,
+        unified: bool = False,
     ) -> None:
         config = DecodeConfig(
-            num_slots=num_slots, context_tokens=context_tokens, num_threads=num_threads
+            num_slots=num_slots,
+            context_tokens=context_tokens,
+            num_threads=num_threads,
+            unified=unified,
         )
         self.engine = DecodeEngine(path, layout, config)
         self.lengths: dict[str, int] = {}  # tokens in the cache, of those that run

@@ -177,11 +177,11 @@ class Engines(Owned):
 
 def _interval(error: FitError | None, noise: Noise) -> tuple[float, float]:
     """Of measured over predicted, 9 of 10: the fit's error on points it had not seen, wider for
-    few points, and by as much as the machine's own speed wandered if it was noisy."""
+    few points, and by as far as the machine's own speed strayed if it was noisy."""
     share = 0.5  # nothing was left out: a guess
     if error is not None:
         share = max(_LEAST_ERROR, error.p90 * (1 + 4 / error.num_points))
     if noise.is_noisy:
         low, high = noise.speed
-        share += high / low - 1
+        share += max(1 / low - 1, high - 1)
     return 1 / (1 + share), 1 + share

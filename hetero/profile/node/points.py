@@ -87,7 +87,7 @@ def tour(role: Role, domain: Domain, unified: bool, random: np.random.Generator)
     num_sequences = domain.max_sequences
     if role == "prefill" and not unified:
         num_sequences = 1  # others' streams are not scanned
-    cells = _log_uniform(random, domain.context_tokens, num_sequences)
+    cells = _lengths(random, domain.context_tokens, num_sequences)
     if role == "prefill":
         # Others' cells beside the prompt's: none in half of the tours, as on a node of its own.
         cells[1:] *= random.random() < 0.5
@@ -96,9 +96,8 @@ def tour(role: Role, domain: Domain, unified: bool, random: np.random.Generator)
         appended = rows if role == "prefill" else 1
         room = max(0, domain.context_tokens - appended)
         yield Point(role, rows, tuple(min(int(have), room) for have in cells))
-        cells = np.where(
-            random.random(num_sequences) < 0.5, cells, cells * random.random(num_sequences)
-        )
+        shorter = cells * random.uniform(0.4, 1, num_sequences)
+        cells = np.where(random.random(num_sequences) < 0.5, cells, shorter)
         cells = np.where(cells > 0, np.maximum(cells, _LEAST_CELLS), 0)
 
 
@@ -106,10 +105,15 @@ def _cells(role: Role, rows: int, each: int) -> tuple[int, ...]:
     return (each,) * (rows if role == "decode" else 1)
 
 
-def _log_uniform(
+def _lengths(
     random: np.random.Generator, context_tokens: int, count: int
 ) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    """Any length as likely as any other in half of the cases, any order of magnitude in the
+    others."""
     least = min(_LEAST_CELLS, context_tokens)
+    even = random.uniform(least, context_tokens, count)
+    if random.random() < 0.5:
+        return even
     return np.exp(random.uniform(np.log(least), np.log(context_tokens), count))
 
 

@@ -3,6 +3,8 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
+
 from hetero.errors import ConfigError
 from hetero.profile.node_profile import NodeProfile
 
@@ -32,6 +34,8 @@ def plot_node(profile: NodeProfile, path: Path) -> None:
     from hetero.profile.plot.style import STYLE, fit_colours
 
     sampled = [fit for fit in profile.fits if fit.samples]
+    # Estimates beside what was measured would only hide it.
+    profile = msgspec.structs.replace(profile, fits=sampled or profile.fits)
     panels = sorted(sampled, key=lambda fit: fit.role)[:_MAX_PANELS]
     colours = fit_colours(profile.fits)
     columns = max(2, min(4, len(panels)))

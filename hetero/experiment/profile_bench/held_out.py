@@ -1,0 +1,185 @@
+"""Figures `held_out`: what a profile predicts against what is then measured.
+
+Points are drawn at random from what a node may meet, by nothing that the profiler draws from.
+Decode steps are those of the engine that nodes run, sampling and all; prompts are read in whole,
+chunk by chunk. Pilots beside each point tell how fast the machine is by then, against its speed
+when it was profiled: with them the machine's drift is divided out, and the figures without are
+among the arms.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from hetero.experiment.engine_bench.driven_engine import DrivenEngine
+from hetero.experiment.figures import Figure, Say, at_most
+from hetero.experiment.models import layout_of
+from hetero.experiment.profile_bench.settings import Settings
+from hetero.experiment.turns import quantile, timed_steps
+from hetero.llama.model import Model
+from hetero.messages import Sampling
+from hetero.profile.node.pilot import PilotName, Pilots
+from hetero.profile.node.rig import StepRig
+from hetero.profile.node_profile import EngineFit, NodeProfile, Role
+from hetero.profile.states import States
+
+_STEPS = 5
+_SEED = 20260
+_PILOT: dict[Role, PilotName] = {"decode": "memory", "prefill": "compute"}
+_SAMPLING = Sampling(ignore_eos=True)
+
+# A point: what was predicted and measured, both in seconds, and what it was.
+_Point = tuple[float, float, dict[str, Any]]
+
+
+def measure(
+    settings: Settings, name: str, path: Path, profile: NodeProfile, say: Say
+) -> list[Figure]:
+    random = np.random.default_rng(_SEED)
+    fits = [fit for fit in profile.fits if fit.source == "fitted" and fit.engine == "llama"]
+    threads = {role: found.threads for role, found in profile.settings.items()}
+    assert profile.noise is not None
+    figures = []
+    with Model(path) as model:
+        states = {
+            kv: States(model, layout_of(path, kv), num_threads=threads["decode"])
+            for kv in {fit.kv_k for fit in fits}
+        }
+        first = next(iter(states.values())).layout
+        with Pilots(model, first, threads=threads) as pilots:
+            for role, pilot in _PILOT.items():
+                of_role = [fit for fit in fits if fit.role == role]
+                points: list[_Point] = []
+                speeds: list[float] = []
+                pilots.run(pilot)
+                for index, fit in enumerate(of_role):
+                    count = len(range(index, settings.num_points, len(of_role)))
+                    for point in _POINTS[role](
+                        settings, path, model, fit, states[fit.kv_k], random, count
+                    ):
+                        before = pilots.run(pilot) - 1
+                        around = pilots.log.seconds[pilot][before : before + 2]
+                        points.append(point)
+                        speeds.append(profile.noise.pilot_s[pilot] / (sum(around) / 2))
+                        say(
+                            f"{name} {role}: predicted {point[0]:.4f} s, measured "
+                            f"{point[1]:.4f} s at {speeds[-1]:.2f} of its speed, {point[2]}"
+                        )
+                figures += _figures(name, role, points, speeds)
+    return figures
+
+
+def _figures(name: str, role: Role, found: list[_Point], speeds: list[float]) -> list[Figure]:
+    errors = [
+        abs(predicted / (measured * speed) - 1)
+        for (predicted, measured, _), speed in zip(found, speeds, strict=True)
+    ]
+    arms = {
+        "error_ratio": errors,
+        "error_as_clocked_ratio": [abs(point[0] / point[1] - 1) for point in found],
+        "predicted_s": [point[0] for point in found],
+        "measured_s": [point[1] for point in found],
+        "speed_ratio": speeds,
+    }
+    parameters = {"points": [point[2] for point in found]}
+    return [
+        Figure(
+            name=f"held_out_{role}_{which}_{name}",
+            says=f"{which} relative error of {role} predictions, the machine's drift divided out",
+            value=value,
+            unit="ratio",
+            target=at_most(bound),
+            arms=arms if which == "median" else {"error_ratio": errors},
+            parameters=parameters if which == "median" else {},
+        )
+        for which, value, bound in (
+            ("median", median(errors), 0.05),
+            ("p90", quantile(errors, 0.9), 0.12),
+        )
+    ]
+
+
+def _decode_points(
+    settings: Settings,
+    path: Path,
+    model: Model,
+    fit: EngineFit,
+    states: States,
+    random: np.random.Generator,
+    count: int,
+) -> Iterator[_Point]:
+    """Batches of the node's own engine, contexts of any length, some a few tokens, some all."""
+    with DrivenEngine(
+        path,
+        states.layout,
+        num_slots=settings.slots,
+        context_tokens=settings.context_tokens,
+        num_threads=fit.threads,
+        sampling=_SAMPLING,
+        unified=fit.unified,
+    ) as driven:
+        for _ in range(count):
+            size = int(random.integers(1, settings.slots + 1))
+            # The first to arrive takes a step while each other one joins.
+            longest = settings.context_tokens - 2 * _STEPS - size
+            for seed in range(size):
+                length = _length(random, longest)
+                driven.arrive(states.make(length, driven.num_streams, seed), length)
+            driven.fill(size)
+            driven.step()
+            contexts = list(driven.lengths.values())
+            seconds = timed_steps(driven.step, _STEPS)
+            about = {"kv": fit.kv_k, "unified": fit.unified, "contexts": contexts}
+            predicted_s = fit.step_s([cells + _STEPS // 2 for cells in contexts])
+            yield predicted_s, median(seconds), about
+            for request in list(driven.lengths):
+                driven.leave(request)
+
+
+def _prefill_points(
+    settings: Settings,
+    path: Path,
+    model: Model,
+    fit: EngineFit,
+    states: States,
+    random: np.random.Generator,
+    count: int,
+) -> Iterator[_Point]:
+    """Whole prompts after some cached tokens of their own, or none."""
+    with StepRig(
+        model,
+        states.layout,
+        num_sequences=2,
+        context_tokens=settings.context_tokens,
+        unified=fit.unified,
+        num_threads=fit.threads,
+        chunk_tokens=settings.chunk_tokens,
+        states=states,
+    ) as rig:
+        for _ in range(count):
+            num_tokens = int(np.exp(random.uniform(np.log(16), np.log(settings.longest_prompt))))
+            room = settings.context_tokens - num_tokens
+            cached = int(random.integers(1, room)) if random.random() < 0.5 else 0
+            rig.hold([cached])
+            rig.time_chunk(min(16, num_tokens))  # the pilot has had the caches
+            seconds = 0.0
+            for first in range(0, num_tokens, settings.chunk_tokens):
+                rig.hold([cached + first])
+                seconds += rig.time_chunk(min(settings.chunk_tokens, num_tokens - first))
+            about = {"kv": fit.kv_k, "unified": fit.unified, "tokens": num_tokens, "cached": cached}
+            yield fit.prefill_s(num_tokens, cached) - fit.request_s, seconds, about
+
+
+def _length(random: np.random.Generator, longest: int) -> int:
+    if random.random() < 0.5:
+        return int(random.integers(16, longest))
+    return int(np.exp(random.uniform(np.log(16), np.log(longest))))
+
+
+_POINTS: dict[Role, Callable[..., Iterator[_Point]]] = {
+    "decode": _decode_points,
+    "prefill": _prefill_points,
+}
