@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "serve": {"llama", "model", "kv", "prefill", "decode", "transport", "routing"},
     "launch": {"llama", "model", "kv", "prefill", "decode", "transport", "routing", "serve"},
 }
+MAY_IMPORT["launch"] |= {"profile.node_profile"}
 MAY_IMPORT["profile"] = {"llama", "model", "kv", "prefill", "decode", "transport"}
 MAY_IMPORT["experiment"] = MAY_IMPORT["launch"] | {"launch", "profile"}
 MAY_IMPORT["__main__"] = {"cli"}

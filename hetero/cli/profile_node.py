@@ -1,7 +1,6 @@
 """`hetero profile node`: what this machine does, with one model."""
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,9 @@ from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
     from hetero.profile.node.run import ModelFile
-    from hetero.profile.node_profile import MachineProfile, NodeProfile
+    from hetero.profile.node_profile import MachineProfile
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 _BUDGET_S, _QUICK_BUDGET_S = 180.0, 30.0
 
@@ -40,6 +41,9 @@ def node(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of the engine.  [default: the best]")
     ] = None,
+    soak: Annotated[
+        str, typer.Option(metavar="TIME", help="Then one step on and on: 10m, 90s, 1h.")
+    ] = "0s",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="[default: profiles/HOST_MODEL.yaml]"),
@@ -53,7 +57,7 @@ def node(
     # One worker a core packs, and each worker's products are its own. Before numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from hetero.cli.profile_tables import print_machine, print_node
-    from hetero.profile.document import document, write_profile
+    from hetero.profile.document import document, profile_name, write_profile
     from hetero.profile.node.run import NodeOptions, profile_machine, profile_node
     from hetero.profile.node_profile import NodeProfile
 
@@ -67,6 +71,7 @@ def node(
         chunk_tokens=chunk,
         kv_types=_kv_types(kv),
         threads=threads,
+        soak_s=_seconds(soak),
         disk_folder=folder if folder.is_dir() else Path(),
     )
     measured = _model_file(model, shape)
@@ -76,7 +81,8 @@ def node(
     else:
         with _progress_bar() as progress:
             found = profile_node(measured, options, print_progress, progress)
-    path = output or folder / _file_name(found)
+    name = found.model.name if isinstance(found, NodeProfile) else "machine"
+    path = output or folder / profile_name(found.host, name)
     write_profile(found, path)
     print_progress(f"wrote {path}")
     if as_json:
@@ -95,6 +101,13 @@ def _kv_types(text: str) -> list[tuple[str, str]]:
         k_type, _, v_type = pair.strip().partition("/")
         pairs.append((kv_type(k_type).name, kv_type(v_type or k_type).name))
     return list(dict.fromkeys(pairs))
+
+
+def _seconds(text: str) -> float:
+    number, unit = text[:-1], text[-1:]
+    if unit not in _UNITS or not number.replace(".", "", 1).isdigit():
+        raise ConfigError(f"soak: need a time like 10m, 90s or 1h, have {text!r}")
+    return float(number) * _UNITS[unit]
 
 
 def _model_file(model: str | None, shape: str | None) -> "ModelFile | None":
@@ -124,14 +137,6 @@ def _synthetic(text: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_synthetic(shape, quant, path)
     return path
-
-
-def _file_name(found: "MachineProfile | NodeProfile") -> str:
-    from hetero.profile.node_profile import NodeProfile
-
-    model = found.model.name if isinstance(found, NodeProfile) else "machine"
-    name = f"{socket.gethostname()}_{model}"
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) + ".yaml"
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """`hetero up --local`: a cluster on this machine, in the foreground until it is told to stop."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,6 +50,17 @@ def up(
     prefill: Prefill = Engine.AUTO,
     attention: Attention = AttentionKernel.AUTO,
     threads: Threads = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Threads and caches as `hetero profile node` found them best.  "
+            "[default: profiles/HOST_MODEL.yaml, if it is there]",
+        ),
+    ] = None,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Also with another model's profile.")
+    ] = False,
     name: Annotated[str, typer.Option(help="For `hetero status` to tell clusters apart.")] = (
         "local"
     ),
@@ -69,8 +81,10 @@ def up(
         slots=slots,
         context_tokens=context_tokens,
     )
+    from hetero.cli.tuning import found_settings
     from hetero.launch.local import LocalCluster, LocalPlan
 
+    settings = found_settings(profile, path, spec.name, any_model=any_model)
     plan = LocalPlan(
         name=name,
         model=path,
@@ -85,6 +99,7 @@ def up(
         prefill=prefill.value,
         attention=attention.value,
         threads=threads,
+        settings=settings,
     )
     with LocalCluster(plan, print_progress) as cluster:
         try:

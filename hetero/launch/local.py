@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -35,6 +35,7 @@ from hetero.launch.run_directory import (
 )
 from hetero.launch.supervisor import Command, GaveUp, Ready, Supervisor
 from hetero.messages import TransportName
+from hetero.profile.node_profile import Role, RoleSettings
 from hetero.serve.config import DEFAULT_CHUNK_TOKENS, DecodeConfig, PrefillConfig, RouterConfig
 
 # A node between two steps of a long prompt answers its signal within seconds.
@@ -67,6 +68,7 @@ class LocalPlan:
     attention: str = "auto"
     chunk_tokens: int | None = None  # the nodes' own choice
     threads: int | None = None
+    settings: Mapping[Role, RoleSettings] = field(default_factory=dict)  # as a profile found best
     temporary: bool = False  # leaves no directory, unless it fails: then its logs stay for a while
 
 
@@ -161,15 +163,17 @@ class LocalCluster:
         plan = self._plan
         num_nodes = len(prefill) + len(decode)
         num_cores = num_usable_cores()
-        threads = (
-            split_threads(num_cores, num_nodes)
-            if plan.threads is None
-            else [plan.threads] * num_nodes
-        )
-        shares_cores = sum(threads) > num_cores
-        for name, num_threads in zip(prefill + decode, threads, strict=True):
-            make = _prefill_config if name in prefill else _decode_config
-            config = make(plan, name, control, keys, num_threads)
+        roles: list[Role] = ["prefill"] * len(prefill) + ["decode"] * len(decode)
+        if plan.threads is not None:
+            threads = [plan.threads] * num_nodes
+        elif num_nodes == 1 and roles[0] in plan.settings:
+            threads = [plan.settings[roles[0]].threads]
+        else:
+            threads = split_threads(num_cores, num_nodes)
+        shares_cores = num_nodes > 1 and sum(threads) > num_cores
+        for name, role, num_threads in zip(prefill + decode, roles, threads, strict=True):
+            make = _prefill_config if role == "prefill" else _decode_config
+            config = _tuned(make(plan, name, control, keys, num_threads), role, plan)
             self._launch(name, config, num_threads=num_threads, shares_cores=shares_cores)
 
     def _launch(
@@ -284,6 +288,29 @@ def _decode_config(
         threads=num_threads,
         chunk_tokens=plan.chunk_tokens or DEFAULT_CHUNK_TOKENS,
     )
+
+
+def _tuned(
+    config: PrefillConfig | DecodeConfig, role: Role, plan: LocalPlan
+) -> PrefillConfig | DecodeConfig:
+    """As the profile found best for one node of this role; what is said in the plan comes first.
+
+    Nodes that share the machine are not pinned: the profile's CPUs are those of one alone.
+    """
+    found = plan.settings.get(role)
+    if found is None:
+        return config
+    is_alone = plan.num_prefill + plan.num_decode == 1
+    config = msgspec.structs.replace(
+        config, load=found.load, cpus=tuple(found.cpus) if is_alone else ()
+    )
+    if isinstance(config, DecodeConfig):
+        return msgspec.structs.replace(
+            config,
+            unified=found.unified,
+            chunk_tokens=plan.chunk_tokens or found.chunk_tokens,
+        )
+    return config
 
 
 def _checked(kind: type[_Config], **fields: object) -> _Config:

@@ -89,6 +89,12 @@ def read_profile(path: Path) -> Profile:
         raise ConfigError(f"{path}: {_explained(error)}") from None
 
 
+def profile_name(host: str, model: str) -> str:
+    """The file that a node's profile is written to, and looked for."""
+    name = f"{host}_{model}"
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) + ".yaml"
+
+
 def require_model(profile: NodeProfile, fingerprint: ModelFingerprint, path: Path) -> None:
     """Raises: ConfigError if the profile is of another model, naming the part that differs."""
     model = profile.model

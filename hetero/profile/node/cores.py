@@ -28,9 +28,10 @@ def engine_cpus(facts: Facts, root: Path = _THIS_MACHINE) -> dict[int, list[int]
 
 def _first_sibling(root: Path, cpu: int, usable: set[int]) -> int:
     """The lowest usable logical CPU of the same core."""
-    path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-    siblings = [other for other in to_cpus(read_text(path)) if other in usable]
-    return min(siblings, default=cpu)
+    folder = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+    # Before Linux 5.2 the list had its old name only.
+    text = read_text(folder / "core_cpus_list") or read_text(folder / "thread_siblings_list")
+    return min((other for other in to_cpus(text) if other in usable), default=cpu)
 
 
 def _keep(chosen: dict[int, list[int]], num_cpus: int) -> None:

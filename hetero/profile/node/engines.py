@@ -12,20 +12,22 @@ from hetero.profile.node.co_running import prefill_beside_decode, receive_beside
 from hetero.profile.node.codecs import measure_codecs
 from hetero.profile.node.engine_survey import ROLES, EngineSurvey
 from hetero.profile.node.first_token import first_token_s
+from hetero.profile.node.interval import interval_of
 from hetero.profile.node.pilot import Pilots
 from hetero.profile.node.points import Domain
 from hetero.profile.node.rig import StepRig
+from hetero.profile.node.soak import soak
 from hetero.profile.node.survey import Cache
 from hetero.profile.node.threads import best, candidates, time_threads
 from hetero.profile.node_profile import (
     CodecRates,
     CoRun,
     EngineFit,
-    FitError,
     ModelShape,
     Noise,
     Role,
     RoleSettings,
+    Soak,
 )
 from hetero.profile.other_types import estimated_fits
 from hetero.profile.states import States
@@ -37,9 +39,6 @@ _TRIED_ROWS: dict[Role, int] = {"decode": 4, "prefill": 64}
 _TRIED_CELLS = 512
 _CO_RUN_SEQUENCES = 4
 _RESTORED_TOKENS = 1024
-
-# No interval is narrower than what two quiet runs of one machine differ by.
-_LEAST_ERROR = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +112,15 @@ class Engines(Owned):
                 receive_beside_decode(rig, size, cells),
             ]
 
+    def soak(self, seconds: float, cpus: list[int], say: Callable[[str], None]) -> Soak:
+        """Decode steps of a full batch."""
+        domain = self._options.domain
+        cells = min(_TRIED_CELLS, domain.context_tokens // 2)
+        with self._rig(self._caches[0]) as rig:
+            rig.set_threads(self.threads["decode"])
+            rig.hold([cells] * domain.max_sequences)
+            return soak(lambda: rig.time_step(domain.max_sequences), seconds, cpus, say)
+
     def fits(self, noise: Noise, shape: ModelShape) -> list[EngineFit]:
         """With those of other types, estimated."""
         request_s = first_token_s(self._model)
@@ -136,7 +144,7 @@ class Engines(Owned):
                         chunk_tokens=self._options.domain.chunk_tokens,
                         cost=cost,
                         request_s=request_s,
-                        interval=_interval(error, noise),
+                        interval=interval_of(error, noise),
                         error=error,
                         samples=survey.samples[cache],
                     )
@@ -173,15 +181,3 @@ class Engines(Owned):
             states=self._states[types],
         ) as rig:
             yield rig
-
-
-def _interval(error: FitError | None, noise: Noise) -> tuple[float, float]:
-    """Of measured over predicted, 9 of 10: the fit's error on points it had not seen, wider for
-    few points, and by as far as the machine's own speed strayed if it was noisy."""
-    share = 0.5  # nothing was left out: a guess
-    if error is not None:
-        share = max(_LEAST_ERROR, error.p90 * (1 + 4 / error.num_points))
-    if noise.is_noisy:
-        low, high = noise.speed
-        share += max(1 / low - 1, high - 1)
-    return 1 / (1 + share), 1 + share

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from hetero.profile.facts.report import Power
 from hetero.profile.node.pilot import PILOTS, PilotLog
 from hetero.profile.node_profile import Noise
 
@@ -61,10 +62,16 @@ class CPUWatch:
 
 
 def judge(
-    log: PilotLog, others_share: float, steal_share: float | None, throttled: Sequence[str]
+    log: PilotLog,
+    others_share: float,
+    steal_share: float | None,
+    throttled: Sequence[str],
+    power: Power,
 ) -> Noise:
     """Noisy for a reason, or not."""
     reasons = [f"throttled: {what}" for what in throttled]
+    if power.on_battery:
+        reasons.append("on battery: clocks are not what they are on mains")
     if others_share > _MOST_OTHERS:
         reasons.append(f"other processes took {others_share:.0%} of the processor time")
     if steal_share is not None and steal_share > _MOST_STEAL:

@@ -10,24 +10,27 @@ from pathlib import Path
 
 import psutil
 
-from hetero.errors import PlanError
+from hetero.errors import HeteroError, PlanError
 from hetero.kv.layout import KVLayout, model_layout
 from hetero.llama.model import Model
 from hetero.messages import ModelFingerprint
 from hetero.model.spec import ModelSpec
 from hetero.profile.ceilings.measure import measure_ceilings
 from hetero.profile.facts.collect import collect_facts
+from hetero.profile.facts.meters import throttle_counts, throttled_between
 from hetero.profile.facts.report import Facts
 from hetero.profile.facts.state import settings_now
 from hetero.profile.node.cores import engine_cpus
 from hetero.profile.node.engines import EngineOptions, Engines, KVTypes
 from hetero.profile.node.noise import CPUWatch, judge
 from hetero.profile.node.points import Domain
+from hetero.profile.node.torch_fit import TorchFit, torch_device
 from hetero.profile.node_profile import MachineProfile, ModelShape, NodeProfile, Provenance
 from hetero.profile.provenance import provenance
 
 # Of the budget. The rest is for loading the model, for its codecs, and for what can't be planned.
 _CEILINGS_SHARE = 0.12
+_TORCH_SHARE = 0.2
 _AFTER_SURVEY_SHARE = 0.08
 
 # Without a model to compare with, a node's memory is what ceilings may take.
@@ -50,6 +53,7 @@ class NodeOptions:
     chunk_tokens: int
     kv_types: Sequence[KVTypes]
     threads: int | None
+    soak_s: float  # after everything else, and beside the budget; 0: not at all
     disk_folder: Path
 
 
@@ -87,7 +91,7 @@ def profile_node(
 ) -> NodeProfile:
     """Raises: HeteroError if the model can't be run here."""
     started = time.monotonic()
-    watch = CPUWatch()
+    watch, throttles, soak = CPUWatch(), throttle_counts(), None
     machine = profile_machine(options, say)
     layouts = {types: model_layout(model.spec, *types) for types in options.kv_types}
     domain = Domain(options.slots, options.context_tokens, options.chunk_tokens)
@@ -99,6 +103,12 @@ def profile_node(
         # Before anything is allocated: memory lies where the thread that touches it first runs.
         os.sched_setaffinity(0, home)
     shape = shape_of(model.spec, model.fingerprint)
+    on_gpu = _start_torch(model, options, say)
+    if on_gpu is not None:
+        say("surveying the torch engine's prefill")
+        failed = on_gpu.measure(_TORCH_SHARE * options.budget_s)
+        if failed is not None:
+            say(f"torch prefill: not measured further: {failed}")
     say(f"loading {model.path.name}")
     with Model(model.path) as loaded:
         engine_options = EngineOptions(domain=domain, num_cores=len(home), threads=options.threads)
@@ -113,8 +123,17 @@ def profile_node(
                 survey_s, lambda share: progress((spent_s + share * survey_s) / options.budget_s)
             )
             codecs, co_runs = engines.measure_codecs(), engines.measure_co_runs()
-            noise = judge(engines.pilots.log, *watch.shares(), [])
+            throttled = throttled_between(throttles, throttle_counts())
+            noise = judge(engines.pilots.log, *watch.shares(), throttled, machine.facts.power)
+            if options.soak_s:
+                say(f"soaking for {options.soak_s:g} s")
+                soak = engines.soak(options.soak_s, home, say)
             fits = engines.fits(noise, shape)
+            if on_gpu is not None:
+                gpu_fit = on_gpu.fit(
+                    noise, request_s=fits[0].request_s, threads=engines.threads["prefill"]
+                )
+                fits += [gpu_fit] if gpu_fit is not None else []
             settings = engines.settings(home if node is not None else [], node)
     progress(1.0)
     return NodeProfile(
@@ -128,8 +147,22 @@ def profile_node(
         co_runs=co_runs,
         settings=settings,
         noise=noise,
+        soak=soak,
         provenance=_provenance(started, options),
     )
+
+
+def _start_torch(model: ModelFile, options: NodeOptions, say: Say) -> TorchFit | None:
+    """None where torch has no GPU, or its engine not this model: llama.cpp's prefill is measured
+    in any case."""
+    device = torch_device()
+    if device is None:
+        return None
+    try:
+        return TorchFit(model.path, options.kv_types[0], device, options.context_tokens)
+    except HeteroError as error:
+        say(f"torch prefill: not measured: {error}")
+        return None
 
 
 def shape_of(spec: ModelSpec, fingerprint: ModelFingerprint | None) -> ModelShape:

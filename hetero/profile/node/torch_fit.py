@@ -1,0 +1,69 @@
+"""The torch engine's prefill, where there is a GPU that it runs on."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from hetero.errors import HeteroError
+from hetero.profile.node.interval import interval_of
+from hetero.profile.node.read_survey import ReadSurvey
+from hetero.profile.node_profile import EngineFit, Noise
+
+
+def torch_device() -> str | None:
+    """The first GPU that torch and Triton serve; None without one. AMD's are llama.cpp's."""
+    if find_spec("torch") is None:
+        return None
+    import torch
+
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return None
+    from hetero.prefill.triton_support import MIN_CAPABILITY
+
+    return "cuda:0" if torch.cuda.get_device_capability(0) >= MIN_CAPABILITY else None
+
+
+class TorchFit:
+    """Measured first; its interval is known when all of the machine's noise is."""
+
+    def __init__(self, path: Path, types: tuple[str, str], device: str, context_tokens: int):
+        """Raises: HeteroError if the engine can't be made of this model here."""
+        from hetero.prefill.torch_setup import TorchOptions, make_torch_engine
+
+        options = TorchOptions(device=device, context_tokens=context_tokens)
+        self._device = device
+        self._engine = make_torch_engine(path, types, options)
+        self._survey = ReadSurvey(self._engine, context_tokens)
+
+    def measure(self, seconds: float) -> HeteroError | None:
+        """The engine is closed after it. The error that ended it early, if one did."""
+        try:
+            self._survey.run(seconds)
+        except HeteroError as error:
+            return error
+        finally:
+            self._engine.close()
+        return None
+
+    def fit(self, noise: Noise, *, request_s: float, threads: int) -> EngineFit | None:
+        """None if there is not a single sample."""
+        cache, found = self._survey.cache, self._survey.survey.fits()
+        if cache not in found.costs:
+            return None
+        error = found.errors[cache]
+        return EngineFit(
+            source="fitted",
+            role="prefill",
+            engine=self._engine.name,
+            attention=self._engine.attention,
+            device=self._device,
+            unified=cache.unified,
+            kv_k=cache.kv_k,
+            kv_v=cache.kv_v,
+            threads=threads,
+            chunk_tokens=self._engine.chunk_tokens,
+            cost=found.costs[cache],
+            request_s=request_s,
+            interval=interval_of(error, noise),
+            error=error,
+            samples=self._survey.survey.samples[cache],
+        )

@@ -1,0 +1,277 @@
+"""`hetero profile node` on this machine, and the parts that decide what it measures and says."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+from machine_trees import laptop, probes, r730, r730_table, write
+
+from hetero.cli import main
+from hetero.cli.model import model_path
+from hetero.errors import PlanError
+from hetero.kv.layout import model_layout
+from hetero.model.gguf_file import GGUFFile
+from hetero.model.spec import gguf_to_spec
+from hetero.prefill.llama_engine import LlamaEngine
+from hetero.profile.document import document, read_profile
+from hetero.profile.facts.collect import collect_facts
+from hetero.profile.facts.report import Power
+from hetero.profile.node.cores import engine_cpus
+from hetero.profile.node.noise import CPUWatch, judge
+from hetero.profile.node.pilot import PilotLog
+from hetero.profile.node.read_survey import ReadSurvey
+from hetero.profile.node.soak import soak
+from hetero.profile.node.threads import best, candidates, time_threads
+from hetero.profile.node_profile import MachineProfile, NodeProfile
+
+SMALL = ["--budget", "6", "--slots", "2", "--context", "256", "--chunk", "64", "--threads", "1"]
+MAINS = Power(on_battery=None, has_rapl=False)
+
+
+def hog():
+    """Takes a core until it is killed."""
+    return subprocess.Popen([sys.executable, "-c", "while True: pass"])
+
+
+@contextmanager
+def hogs(count):
+    running = [hog() for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def logged(memory=(), compute=()):
+    log = PilotLog()
+    log.seconds["memory"] += memory
+    log.seconds["compute"] += compute
+    return log
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory):
+    path = tmp_path_factory.mktemp("profile") / "demo.yaml"
+    command = [sys.executable, "-m", "hetero", "profile", "node", "-m", "demo", *SMALL]
+    run = subprocess.run([*command, "-o", str(path), "--json"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return read_profile(path), json.loads(run.stdout), run.stderr
+
+
+def test_a_profile_has_every_part_of_a_node(profiled):
+    profile, printed, progress = profiled
+    assert isinstance(profile, NodeProfile)
+    assert printed == document(profile)
+    measured = [fit for fit in profile.fits if fit.source == "fitted"]
+    assert {(fit.role, fit.unified, fit.kv_k) for fit in measured} == {
+        (role, unified, kv)
+        for role in ("decode", "prefill")
+        for unified in (False, True)
+        for kv in ("q8_0", "f16")
+    }
+    for fit in measured:
+        assert fit.samples
+        assert fit.step_s([100]) > 0
+        assert fit.prefill_s(100) > fit.prefill_s(10) > 0
+    assert {(fit.kv_k, fit.kv_v) for fit in profile.fits if fit.source == "estimated"} == {
+        ("q8_0", "q4_0"),
+        ("q4_0", "q4_0"),
+    }
+    assert [codec.kv_k for codec in profile.codecs] == ["q8_0", "f16"]
+    assert all(codec.pack_gb_s > 0 and codec.restore_gb_s > 0 for codec in profile.codecs)
+    assert len(profile.co_runs) == 2
+    assert profile.ceilings.read_gb_s
+    assert set(profile.noise.pilot_s) == {"memory", "compute"}
+    assert profile.settings["decode"].tried.keys() == {"1 threads"}
+    assert "wrote " in progress
+
+
+def test_a_measured_step_is_predicted_from_its_own_profile(profiled):
+    """Not how well, which is a benchmark's: that it is of this model and no other's."""
+    profile, _, _ = profiled
+    for fit in profile.fits:
+        for sample in fit.samples:
+            assert 0.1 < fit.cost.seconds(sample.work) / (sample.seconds * sample.speed) < 10
+
+
+def test_without_a_model_a_profile_is_of_the_machine(tmp_path, capsys):
+    path = tmp_path / "machine.yaml"
+    assert main.main(["profile", "node", "--budget", "5", "-o", str(path)]) == 0
+    profile = read_profile(path)
+    assert isinstance(profile, MachineProfile)
+    assert profile.facts.cpu.cores >= 1
+    assert "memory, " in capsys.readouterr().out
+
+
+def test_on_one_cpu_of_several_only_that_one_is_used(tmp_path):
+    path = tmp_path / "one.yaml"
+    only = min(os.sched_getaffinity(0))
+    command = ["taskset", "-c", str(only), sys.executable, "-m", "hetero", "profile", "node"]
+    run = subprocess.run([*command, "--budget", "5", "-o", str(path)], capture_output=True)
+    assert run.returncode == 0, run.stderr
+    profile = read_profile(path)
+    assert profile.facts.usable.cpus == [only]
+    assert profile.ceilings.cores == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["-m", "demo", "--shape", "llama-3.1-8b"], "need --model FILE or --shape NAME, have both"),
+        (["--shape", "llama-3.1-9b"], "llama-3.1-8b"),
+        (["-m", "demo", "--kv", "q9_9"], "q9_9"),
+        (["-m", "demo", "--soak", "soon"], "soak: need a time like 10m, 90s or 1h, have 'soon'"),
+        (["-m", "nowhere.gguf"], "nowhere.gguf"),
+    ],
+)
+def test_bad_usage_is_refused_before_anything_is_measured(arguments, complaint, capsys):
+    assert main.main(["profile", "node", *arguments]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_contexts_beyond_memory_are_refused_with_the_way_out(tmp_path, capsys):
+    sizes = ["--slots", "256", "--context", "1048576", "--budget", "5"]
+    assert main.main(["profile", "node", "-m", "demo", *sizes, "-o", str(tmp_path / "p")]) in (1, 2)
+    assert "fewer --slots or a shorter --context" in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+
+
+def test_engines_get_one_cpu_of_each_core_by_node(tmp_path):
+    r730(tmp_path, cores=4)  # 2 sockets of 4 cores, 16 threads; even CPUs on socket 0
+    facts = collect_facts(tmp_path, probes(r730_table()))
+    assert engine_cpus(facts, tmp_path) == {0: [0, 2, 4, 6], 1: [1, 3, 5, 7]}
+
+
+def test_engines_keep_to_the_cpus_that_are_allowed(tmp_path):
+    r730(tmp_path, cores=4)
+    # CPU 10 is the second thread of core 2.
+    write(tmp_path, "proc/self/status", "Name:\tpython\nCpus_allowed_list:\t0,2,10,13")
+    facts = collect_facts(tmp_path, probes(r730_table()))
+    assert engine_cpus(facts, tmp_path) == {0: [0, 2], 1: [13]}
+
+
+def test_a_containers_quota_is_so_many_cpus(tmp_path):
+    r730(tmp_path, cores=4)
+    write(tmp_path, "sys/fs/cgroup/user.slice/cpu.max", "550000 100000")
+    facts = collect_facts(tmp_path, probes(r730_table()))
+    assert facts.usable.cpu_quota == 5.5
+    assert engine_cpus(facts, tmp_path) == {0: [0, 2, 4, 6], 1: [1]}
+    write(tmp_path, "sys/fs/cgroup/user.slice/cpu.max", "50000 100000")
+    facts = collect_facts(tmp_path, probes(r730_table()))
+    assert engine_cpus(facts, tmp_path) == {0: [0]}
+
+
+def test_a_quiet_machine_is_not_noisy():
+    noise = judge(logged([1.0, 1.02, 0.99] * 9, [2.0] * 9), 0.01, 0.0, [], MAINS)
+    assert (noise.is_noisy, noise.reasons) == (False, [])
+    assert noise.pilot_s == {"memory": 1.0, "compute": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("log", "others", "steal", "throttled", "power", "reason"),
+    [
+        (logged([1.0] * 9), 0.3, None, [], MAINS, "other processes took 30%"),
+        (logged([1.0] * 9), 0.0, 0.1, [], MAINS, "10% of the processor time to other guests"),
+        (logged([1.0] * 9), 0.0, 0.0, ["core: 3 times"], MAINS, "throttled: core: 3 times"),
+        (logged([1.0, 1.5] * 9), 0.0, 0.0, [], MAINS, "0.67 to 1.00 of its median"),
+        (logged([1.0] * 9), 0.0, 0.0, [], Power(on_battery=True, has_rapl=False), "on battery"),
+    ],
+)
+def test_what_disturbs_a_measurement_is_said(log, others, steal, throttled, power, reason):
+    noise = judge(log, others, steal, throttled, power)
+    assert noise.is_noisy
+    assert any(reason in line for line in noise.reasons), noise.reasons
+
+
+def test_a_laptop_on_battery_is_seen(tmp_path):
+    laptop(tmp_path)
+    facts = collect_facts(tmp_path, probes())
+    assert facts.power.on_battery
+    assert judge(logged([1.0] * 9), 0.0, None, [], facts.power).is_noisy
+
+
+def test_other_processes_share_of_the_processor_is_seen():
+    with hogs(2):
+        watch = CPUWatch()
+        # Our own work is not others', however much.
+        subprocess.run(["sleep", "1"], check=True)
+        others, _ = watch.shares()
+    assert others > 0.2
+
+
+def test_the_machines_speed_is_that_around_a_sample():
+    log = logged([1.0, 1.0, 2.0, 2.0, 1.0])
+    assert log.speed("memory", 0) == 1.0
+    assert log.speed("memory", 1) == 1 / 1.5
+    assert log.speed("memory", 2) == 0.5
+
+
+def test_the_fewest_threads_that_are_nearly_as_fast_are_best():
+    assert best({1: 4.0, 2: 2.0, 4: 1.0}) == 4
+    assert best({1: 4.0, 2: 1.01, 4: 1.0}) == 2
+    assert candidates(1) == [1]
+    assert candidates(14) == [7, 10, 13, 14]
+
+
+def test_threads_are_tried_in_turns_and_each_warms_up():
+    order = []
+    seconds = iter([9.0, 1.0, 9.0, 2.0] * 3)
+    taken = time_threads([1, 2], order.append, lambda: next(seconds))
+    assert order == [1, 2] * 3
+    assert taken == {1: 1.0, 2: 2.0}
+
+
+def test_a_soak_tells_first_and_last_rates():
+    num_steps = 0
+
+    def step():
+        nonlocal num_steps
+        num_steps += 1
+
+    found = soak(step, 0.05, [], lambda line: None)
+    assert num_steps >= 10
+    assert 0 < found.lowest_rate <= min(found.first_rate, found.last_rate)
+    assert found.seconds >= 0.05
+
+
+def test_an_engine_is_surveyed_through_its_own_protocol():
+    path = model_path("demo")
+    layout = model_layout(gguf_to_spec(GGUFFile.open(path)), "q8_0", "q8_0")
+    engine = LlamaEngine(path, layout, context_tokens=512, num_threads=1, chunk_tokens=64)
+    survey = ReadSurvey(engine, 512)
+    survey.run(2.0)
+    engine.close()
+    samples = survey.survey.samples[survey.cache]
+    assert {1, 2, 4, 8, 16, 64} <= {sample.work.rows for sample in samples}
+    # Later slices of a prompt have cached tokens of their own.
+    assert any(sample.work.cells > sample.work.rows for sample in samples)
+    assert survey.survey.cost(survey.cache).rows_seconds(64) > 0
+
+
+def test_a_prompt_that_can_not_be_read_is_the_engines_error():
+    path = model_path("demo")
+    layout = model_layout(gguf_to_spec(GGUFFile.open(path)), "q8_0", "q8_0")
+    engine = LlamaEngine(path, layout, context_tokens=256, num_threads=1, chunk_tokens=64)
+    survey = ReadSurvey(engine, 256)
+    survey._longest = 10_000
+    with pytest.raises(PlanError):
+        survey._read([300, 300], is_drawn=False, deadline=float("inf"))
+    engine.close()
+
+
+@pytest.mark.slow
+def test_beside_hogs_a_profile_says_that_it_is_noisy(tmp_path):
+    path = tmp_path / "noisy.yaml"
+    command = [sys.executable, "-m", "hetero", "profile", "node", "-m", "demo", *SMALL]
+    with hogs(os.cpu_count() or 1):
+        run = subprocess.run([*command, "-o", str(path)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    noise = read_profile(path).noise
+    assert noise.is_noisy
+    assert any("other processes took" in reason for reason in noise.reasons)
+    assert "noisy: " in run.stdout
