@@ -49,9 +49,8 @@ def test_weights_reproduce_constants_and_between_knots_lines(knots, num_rows):
 
 
 def test_a_steps_seconds_are_rows_and_pairs():
-    assert COST.rows_seconds(1) == 1.0
-    assert COST.rows_seconds(6) == 2.75
-    assert COST.rows_seconds(12) == 3.5
+    for rows, seconds in ((1, 1.0), (6, 2.75), (12, 3.5)):
+        assert COST.rows_seconds(Work(rows=rows, pairs=(9, 0, 0, 0), cells=9, masked=9)) == seconds
     assert COST.seconds(Work(rows=4, pairs=(6, 4, 0, 0), cells=3, masked=8)) == 2.5 + 5.0 + 2.0
 
 
@@ -59,6 +58,7 @@ def test_each_kind_of_work_has_its_price():
     cost = StepCost(
         rows=[1],
         rows_s=[1.0],
+        rest_s=128.0,
         pair_s=[2.0, 4.0, 8.0, 16.0],
         wide_pair_s=0.5,
         tile_pair_s=0.25,
@@ -66,13 +66,14 @@ def test_each_kind_of_work_has_its_price():
         masked_s=64.0,
     )
     few = Work(rows=2, pairs=(1, 2, 3, 4), cells=5, masked=6)
-    assert cost.seconds(few) == 1 + (2 + 8 + 24 + 64) + 5 * 32 + 6 * 64
+    # Two rows beyond the last four.
+    assert cost.seconds(few) == 1 + 2 * 128 + (2 + 8 + 24 + 64) + 5 * 32 + 6 * 64
     # 65 rows of one sequence: the second tile of 64 is paid for, whatever their depth.
     many = Work(rows=65, pairs=(65, 65, 0, 0), cells=5, masked=0)
-    assert cost.seconds(many) == 1 + 130 * 0.5 + 2 * 128 * 0.25 + 5 * 32
+    assert cost.seconds(many) == 1 + 128 + 130 * 0.5 + 2 * 128 * 0.25 + 5 * 32
     # 65 sequences are no tile.
     batch = Work(rows=65, pairs=(65, 65, 0, 0), cells=0, masked=0)
-    assert cost.seconds(batch) == 1 + 65 * 2 + 65 * 4
+    assert cost.seconds(batch) == 1 + 128 + 65 * 2 + 65 * 4
 
 
 def visible_and_masked(work):
@@ -80,8 +81,8 @@ def visible_and_masked(work):
 
 
 def test_a_chunks_rows_see_what_is_cached_and_themselves():
-    # 3 rows after 5 cells: they see 6, 7 and 8, and scan 8 each.
-    assert visible_and_masked(chunk_work(3, 5, 0, unified=False)) == (21, 3)
+    # 3 rows after 5 cells: they see 6, 7 and 8.
+    assert visible_and_masked(chunk_work(3, 5, 0, unified=False)) == (21, 0)
     assert chunk_work(3, 5, 0, unified=False).cells == 8
     assert visible_and_masked(chunk_work(1, 0, 0, unified=False)) == (1, 0)
 
@@ -103,8 +104,8 @@ def test_a_batchs_pairs_are_counted_by_depth():
 
 
 def test_others_cells_are_scanned_in_a_shared_cache_only():
-    assert visible_and_masked(chunk_work(3, 5, 10, unified=False)) == (21, 3)
-    assert visible_and_masked(chunk_work(3, 5, 10, unified=True)) == (21, 33)
+    assert visible_and_masked(chunk_work(3, 5, 10, unified=False)) == (21, 0)
+    assert visible_and_masked(chunk_work(3, 5, 10, unified=True)) == (21, 30)
     assert visible_and_masked(step_work([2, 3], 10, unified=False)) == (5, 1)
     assert visible_and_masked(step_work([2, 3], 10, unified=True)) == (5, 2 * 15 - 5)
 
@@ -120,17 +121,17 @@ def test_a_shared_cache_shows_every_row_all_sequences():
 
 
 def test_a_chunk_of_a_prompt():
-    # rows 2.5; visible 4 x 8 + 10 = 42 pairs; masked 6.
-    assert fit().chunk_s(4, cached_tokens=8) == 2.5 + 21.0 + 1.5
-    # masked 6 + 4 x 2.
-    assert fit(unified=True).chunk_s(4, 8, other_cells=2) == 2.5 + 21.0 + 3.5
+    # rows 2.5; visible 4 x 8 + 10 = 42 pairs.
+    assert fit().chunk_s(4, cached_tokens=8) == 2.5 + 21.0
+    # masked 4 x 2.
+    assert fit(unified=True).chunk_s(4, 8, other_cells=2) == 2.5 + 21.0 + 2.0
 
 
 def test_a_prompt_is_its_chunks_and_one_request():
     whole = fit()
     # Chunks of 4, 4 and 2 tokens after 1, 5 and 9.
     chunks = [whole.chunk_s(4, 1), whole.chunk_s(4, 5), whole.chunk_s(2, 9)]
-    assert chunks == [2.5 + 7.0 + 1.5, 2.5 + 15.0 + 1.5, 1.5 + 10.5 + 0.25]
+    assert chunks == [2.5 + 7.0, 2.5 + 15.0, 1.5 + 10.5]
     assert whole.prefill_s(10, cached_tokens=1) == 0.125 + sum(chunks)
     assert whole.prefill_s(0, cached_tokens=9) == 0.125
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from hetero.profile.node.fitting import cross_validate, fit, fit_costs
+from hetero.profile.node.fitting import Cache, cross_validate, fit, fit_costs
 from hetero.profile.node.points import Domain, Point, corners, tour
-from hetero.profile.node.survey import Cache, Survey
+from hetero.profile.node.survey import Survey
 from hetero.profile.node_profile import Sample
 from hetero.profile.step_cost import StepCost, plain_cost
 from hetero.profile.work import Work, chunk_work, step_work
@@ -19,14 +19,16 @@ TRUE = {
     STREAMS: StepCost(
         rows=[1, 512],
         rows_s=[0.02, 0.9],
+        rest_s=0.003,
         pair_s=[2e-6, 4e-6, 4e-6, 4e-6],
         wide_pair_s=1e-6,
         tile_pair_s=2e-7,
         cell_s=5e-6,
         masked_s=1e-7,
     ),
-    POOL: plain_cost([1, 512], [0.02 + 0.001, 0.9 + 0.512], pair_s=3e-6, masked_s=4e-7),
 }
+# The same kernels read the same types: rows are exported, and others' cells are scanned.
+TRUE[POOL] = replace(TRUE[STREAMS], rows_s=[0.02 + 0.001, 0.9 + 0.512], masked_s=4e-7)
 
 
 class Machine:
@@ -73,14 +75,14 @@ def test_without_noise_the_true_costs_are_found(role):
     for cache, cost in costs.items():
         for point in tour(role, DOMAIN, cache.unified, random):
             work = point.work(cache.unified)
-            assert cost.seconds(work) == pytest.approx(TRUE[cache].seconds(work), rel=1e-3)
+            assert cost.seconds(work) == pytest.approx(TRUE[cache].seconds(work), rel=0.01)
 
 
 def test_a_machine_that_slows_down_half_way_is_the_same_machine():
     survey = surveyed(Machine(speeds=(1.0, 0.6, 1.3)))
     point = Point("prefill", 200, (1000,))
     true_s = TRUE[STREAMS].seconds(point.work(False))
-    assert survey.predict_s(STREAMS, point) == pytest.approx(true_s, rel=1e-3)
+    assert survey.predict_s(STREAMS, point) == pytest.approx(true_s, rel=0.01)
 
 
 def test_a_few_wild_samples_do_not_move_the_fit():
@@ -110,19 +112,22 @@ def test_points_that_were_placed_are_not_left_out_of_the_fit():
 
 
 def test_a_bend_between_knots_gets_one_of_its_own():
-    bend = plain_cost([1, 99, 100, 512], [0.02, 0.1, 0.4, 0.9], pair_s=0, masked_s=0)
-    survey = Survey("decode", [STREAMS], [1, 512])
+    bend = plain_cost([4, 96, 100, 512], [0.02, 0.1, 0.4, 0.9], pair_s=0, masked_s=0)
+    survey = Survey("decode", [STREAMS], [4, 512])
+
+    def work(rows):
+        return Work(rows=rows, pairs=(0, 0, 0, 0), cells=0, masked=0)
 
     def sample(rows, drawn):
-        work = Work(rows=rows, pairs=(0, 0, 0, 0), cells=0, masked=0)
-        return Sample(work=work, seconds=bend.seconds(work), speed=1, repeats=1, drawn=drawn)
+        seconds = bend.seconds(work(rows))
+        return Sample(work=work(rows), seconds=seconds, speed=1, repeats=1, drawn=drawn)
 
-    for rows in (1, 512):
+    for rows in (4, 512):
         survey.add(STREAMS, sample(rows, False))
-    assert survey.knots == [1, 512]
-    survey.add_drawn(STREAMS, sample(99, True))
-    assert survey.knots == [1, 99, 512]
-    assert survey.cost(STREAMS).rows_seconds(50) == pytest.approx(0.06, rel=0.02)
+    assert survey.knots == [4, 512]
+    survey.add_drawn(STREAMS, sample(96, True))
+    assert survey.knots == [4, 96, 512]
+    assert survey.cost(STREAMS).rows_seconds(work(48)) == pytest.approx(0.0583, rel=0.02)
 
 
 def test_depths_that_no_sample_reached_cost_what_shallower_ones_do():

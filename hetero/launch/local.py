@@ -163,7 +163,7 @@ class LocalCluster:
         plan = self._plan
         num_nodes = len(prefill) + len(decode)
         num_cores = num_usable_cores()
-        roles: list[Role] = ["prefill"] * len(prefill) + ["decode"] * len(decode)
+        roles: list[Role] = ["prefill" for _ in prefill] + ["decode" for _ in decode]
         if plan.threads is not None:
             threads = [plan.threads] * num_nodes
         elif num_nodes == 1 and roles[0] in plan.settings:

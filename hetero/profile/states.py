@@ -55,17 +55,35 @@ class States:
         staging = StagingBlob(self.layout, num_tokens, num_streams)
         for kind in _KINDS:
             for layer in range(self.layout.num_layers):
-                staging.place(
-                    RowFrame(
-                        kind=kind,
-                        first_layer=layer,
-                        end_layer=layer + 1,
-                        first_token=0,
-                        end_token=num_tokens,
-                        rows=self._rows[kind][layer : layer + 1, drawn],
-                    )
-                )
+                rows = self._rows[kind][layer : layer + 1, drawn]
+                staging.place(_all_tokens(kind, layer, rows))
         return staging.blob
+
+
+def shortened(
+    blob: npt.NDArray[np.uint8], layout: KVLayout, num_cells: int, num_tokens: int, num_streams: int
+) -> npt.NDArray[np.uint8]:
+    """The first `num_tokens` of a state of `num_cells`, as a state of their own: a copy, where
+    making one would draw every row again."""
+    state = StateLayout(layout, num_cells, num_streams)
+    staging = StagingBlob(layout, num_tokens, num_streams)
+    for kind in _KINDS:
+        for layer in range(layout.num_layers):
+            rows = state.rows(blob, kind, layer)[None, :num_tokens]
+            staging.place(_all_tokens(kind, layer, rows))
+    return staging.blob
+
+
+def _all_tokens(kind: Kind, layer: int, rows: npt.NDArray[np.uint8]) -> RowFrame:
+    """rows: (1, tokens, row bytes)"""
+    return RowFrame(
+        kind=kind,
+        first_layer=layer,
+        end_layer=layer + 1,
+        first_token=0,
+        end_token=rows.shape[1],
+        rows=rows,
+    )
 
 
 def state_frames(

@@ -1,14 +1,14 @@
 """What a step of an engine costs: seconds of one pass over the weights, by what is in it.
 
-    seconds = rows_s(rows) + cells * cell_s + masked * masked_s
+    seconds = rows_s(rows) + rest rows * rest_s + cells * cell_s + masked * masked_s
             + sum(pairs * pair_s)                               fewer than 64 rows of a sequence
             + visible * wide_pair_s + tile pairs * tile_pair_s  or more of them
 
 `rows_s` reads every weight once and does each row's arithmetic: bound by bandwidth for few rows, by
-flops for many, with steps where a kernel's tiles fill up, so it is a line through knots, not a
-formula. The others are bytes of K and V, and arithmetic on them: a cell that many rows attend to
-is read once, and the deeper a context, the less of it is in any cache. What a step's work is,
-`hetero.profile.work` counts.
+flops for many, so it is a line through knots, not a formula; `rest_s` is what each row beyond the
+last four costs more, where weights are repacked to meet four at a time. The others are bytes of K
+and V, and arithmetic on them: a cell that many rows attend to is read once, and the deeper a
+context, the less of it is in any cache. What a step's work is, `hetero.profile.work` counts.
 
 Planning evaluates this on a laptop: nothing here needs an engine.
 """
@@ -27,6 +27,7 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     rows: list[OneOrMore]  # knots, ascending
     rows_s: list[NotNegative]  # at the knots; beyond the last, along the last two
+    rest_s: NotNegative
     pair_s: list[NotNegative]  # by depth
     wide_pair_s: NotNegative
     tile_pair_s: NotNegative
@@ -42,14 +43,16 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ValueError(f"{name}: need {len(need)} numbers, have {have}")
 
     def seconds(self, work: Work) -> float:
-        return self.rows_seconds(work.rows) + sum(
+        return self.rows_seconds(work) + sum(
             count * each_s
             for count, each_s in zip(attention_counts(work), self.attention_s, strict=True)
         )
 
-    def rows_seconds(self, num_rows: int) -> float:
-        weights = hat_weights(self.rows, num_rows)
-        return sum(weight * knot_s for weight, knot_s in zip(weights, self.rows_s, strict=True))
+    def rows_seconds(self, work: Work) -> float:
+        """Of a step without any attention."""
+        weights = hat_weights(self.rows, work.rows)
+        line_s = sum(weight * knot_s for weight, knot_s in zip(weights, self.rows_s, strict=True))
+        return line_s + work.rest_rows * self.rest_s
 
     @property
     def attention_s(self) -> list[float]:
@@ -70,6 +73,7 @@ def plain_cost(
     return StepCost(
         rows=list(rows),
         rows_s=list(rows_s),
+        rest_s=0.0,
         pair_s=[pair_s] * len(DEPTHS),
         wide_pair_s=pair_s,
         tile_pair_s=0.0,
@@ -79,7 +83,7 @@ def plain_cost(
 
 
 def attention_counts(work: Work) -> list[float]:
-    """What the coefficients other than `rows_s` are multiplied by."""
+    """What the coefficients other than those of rows are multiplied by."""
     none = [0.0] * len(DEPTHS)
     if work.is_tiled:
         return [*none, work.visible, work.tile_pairs, work.cells, work.masked]

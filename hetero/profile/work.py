@@ -9,6 +9,9 @@ from hetero.profile.quantities import NotNegative, OneOrMore
 # Where a context's parts begin, in cells: the deeper, the less of it is in any cache.
 DEPTHS = (0, 1024, 4096, 16384)
 
+# llama.cpp multiplies repacked weights with so many rows at a time, the rest with one by one.
+PACK_ROWS = 4
+
 # llama.cpp attends in tiles of so many rows of a sequence where a step has as many, on f16 caches.
 TILE_ROWS = 64
 
@@ -19,8 +22,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     cells    that several rows attend to, so that they are read once for all of them; 0 in a decode
              step, where each sequence has one row
     masked   pairs of a row and a cell that is scanned but not attended to: other sequences' cells
-             in a unified cache, the padding up to the longest sequence of a batch, or what comes
-             after a row in its own chunk
+             in a unified cache, or the padding up to the longest sequence of a batch. What comes
+             after a row in its own chunk is not counted: its number follows from the rows
     """
 
     rows: OneOrMore
@@ -33,6 +36,10 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return sum(self.pairs)
 
     @property
+    def rest_rows(self) -> int:
+        return self.rows % PACK_ROWS
+
+    @property
     def is_tiled(self) -> bool:
         return self.cells > 0 and self.rows >= TILE_ROWS
 
@@ -43,15 +50,14 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def chunk_work(num_tokens: int, cached_tokens: int, other_cells: int, unified: bool) -> Work:
-    """A prompt's chunk: row i sees the cached ones and i + 1 of its own; those above the diagonal
-    are scanned and masked, and so are others' in a shared cache."""
+    """A prompt's chunk: row i sees the cached ones and i + 1 of its own, and scans others' in a
+    shared cache."""
     above = [_pairs_beyond(depth, num_tokens, cached_tokens) for depth in DEPTHS]
-    masked = num_tokens * (num_tokens - 1) / 2 + num_tokens * (other_cells if unified else 0)
     return Work(
         rows=num_tokens,
         pairs=_parts(above),
         cells=float(cached_tokens + num_tokens),
-        masked=float(masked),
+        masked=float(num_tokens * other_cells) if unified else 0.0,
     )
 
 

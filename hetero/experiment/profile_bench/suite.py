@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -52,7 +51,8 @@ def measure_profiles(
 def _measure(settings: Settings, name: str, say: Say) -> list[Figure]:
     shape, quant = settings.models[name]
     path = model_file(settings.folder, shape, quant, say)
-    runs = [_profile(settings, path, say) for _ in range(2)]
+    outputs = [settings.folder / f"{name}-{run}.profile.yaml" for run in ("first", "second")]
+    runs = [_profile(settings, path, output, say) for output in outputs]
     first, second = (run.profile for run in runs)
     found = agreement(first, second)
     figures = [
@@ -86,22 +86,20 @@ def _measure(settings: Settings, name: str, say: Say) -> list[Figure]:
     return figures + held_out.measure(settings, name, path, first, say)
 
 
-def _profile(settings: Settings, path: Path, say: Say) -> _Run:
+def _profile(settings: Settings, path: Path, output: Path, say: Say) -> _Run:
     """By the command, in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "profile.yaml"
-        command = [sys.executable, "-m", "hetero", "profile", "node", "--model", str(path)]
-        command += ["--budget", f"{settings.budget_s:g}", "--slots", f"{settings.slots}"]
-        command += ["--context", f"{settings.context_tokens}", "--chunk"]
-        command += [f"{settings.chunk_tokens}", "--output", str(output)]
-        say(" ".join(command[2:]))
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise EngineError(f"profile node: need it to end well, have exit {process.returncode}")
-        profile = read_node_profile(output)
-        return _Run(profile, profile.provenance.seconds, 1024 * usage.ru_maxrss)
+    command = [sys.executable, "-m", "hetero", "profile", "node", "--model", str(path)]
+    command += ["--budget", f"{settings.budget_s:g}", "--slots", f"{settings.slots}"]
+    command += ["--context", f"{settings.context_tokens}", "--chunk", f"{settings.chunk_tokens}"]
+    command += ["--output", str(output)]
+    say(" ".join(command[2:]))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise EngineError(f"profile node: need it to end well, have exit {process.returncode}")
+    profile = read_node_profile(output)
+    return _Run(profile, profile.provenance.seconds, 1024 * usage.ru_maxrss)
 
 
 def _memory_figure(settings: Settings, name: str, path: Path, runs: Sequence[_Run]) -> Figure:

@@ -1,6 +1,5 @@
 """How fast KV becomes rows of the wire, and rows become cells."""
 
-import time
 from statistics import median
 
 from hetero.kv.layout import KVLayout
@@ -10,6 +9,7 @@ from hetero.profile.node_profile import CodecRates
 
 _PACK_TOKENS = 256
 _NUM_RESTORES = 5
+_LONG_S = 1.0  # of a large state one is enough
 _FEW_CELLS = 1
 
 
@@ -31,13 +31,7 @@ def measure_codecs(rig: StepRig, layout: KVLayout, num_tokens: int) -> CodecRate
 
 
 def _restore_s(rig: StepRig, num_tokens: int) -> float:
-    seconds = []
-    for _ in range(_NUM_RESTORES):
-        rig.hold([])
-        started = time.perf_counter()
-        rig.hold([num_tokens])
-        seconds.append(rig.restores[-1][1])
-        if time.perf_counter() - started > 1:
-            break  # a large state: one is enough
-    rig.hold([])
+    seconds: list[float] = []
+    while len(seconds) < _NUM_RESTORES and sum(seconds) < _LONG_S:
+        seconds.append(rig.restore_s(num_tokens))
     return median(seconds)

@@ -14,10 +14,11 @@ from statistics import median
 import msgspec
 import numpy as np
 
+from hetero.profile.node.fitting import Cache
 from hetero.profile.node.pilot import PilotName, Pilots
 from hetero.profile.node.points import Domain, Point, corners, few_corners, tour
 from hetero.profile.node.rig import StepRig
-from hetero.profile.node.survey import Cache, Survey
+from hetero.profile.node.survey import Survey
 from hetero.profile.node_profile import Role, Sample
 
 OpenRig = Callable[[Cache], AbstractContextManager[StepRig]]

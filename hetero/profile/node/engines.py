@@ -12,12 +12,12 @@ from hetero.profile.node.co_running import prefill_beside_decode, receive_beside
 from hetero.profile.node.codecs import measure_codecs
 from hetero.profile.node.engine_survey import ROLES, EngineSurvey
 from hetero.profile.node.first_token import first_token_s
+from hetero.profile.node.fitting import Cache
 from hetero.profile.node.interval import interval_of
 from hetero.profile.node.pilot import Pilots
 from hetero.profile.node.points import Domain
 from hetero.profile.node.rig import StepRig
 from hetero.profile.node.soak import soak
-from hetero.profile.node.survey import Cache
 from hetero.profile.node.threads import best, candidates, time_threads
 from hetero.profile.node_profile import (
     CodecRates,
@@ -66,6 +66,7 @@ class Engines(Owned):
         self._caches = [Cache(unified, *types) for unified in (False, True) for types in layouts]
         self.threads: dict[Role, int] = {}
         self.tried: dict[Role, dict[int, float]] = {}
+        self.request_s = first_token_s(model)
 
     def close(self) -> None:
         if self.threads:
@@ -123,7 +124,6 @@ class Engines(Owned):
 
     def fits(self, noise: Noise, shape: ModelShape) -> list[EngineFit]:
         """With those of other types, estimated."""
-        request_s = first_token_s(self._model)
         fits = []
         for role in ROLES:
             survey = self._survey.surveys[role]
@@ -143,7 +143,7 @@ class Engines(Owned):
                         threads=self.threads[role],
                         chunk_tokens=self._options.domain.chunk_tokens,
                         cost=cost,
-                        request_s=request_s,
+                        request_s=self.request_s,
                         interval=interval_of(error, noise),
                         error=error,
                         samples=survey.samples[cache],

@@ -59,14 +59,14 @@ def corners(role: Role, domain: Domain) -> list[Point]:
     short = _LEAST_CELLS if role == "decode" else 0
     knots = domain.knots(role)
     near = [Point(role, rows, _cells(role, rows, short)) for rows in knots]
-    return near + [_far(role, rows, domain) for rows in _ends_and_middle(knots)]
+    return near + [_far(role, rows, domain) for rows in knots if _is_cheap(role, rows, knots)]
 
 
 def few_corners(role: Role, domain: Domain) -> list[Point]:
     """Of a cache whose rows cost what another's do: what tells its attention, cheaply."""
     knots = [rows for rows in domain.knots(role) if rows <= TILE_ROWS]
     short = _LEAST_CELLS if role == "decode" else 0
-    some = _ends_and_middle(knots)
+    some = sorted({knots[0], knots[len(knots) // 2], knots[-1]})
     return [Point(role, rows, _cells(role, rows, short)) for rows in some] + [
         _far(role, rows, domain) for rows in some
     ]
@@ -78,8 +78,9 @@ def _far(role: Role, rows: int, domain: Domain) -> Point:
     return Point(role, rows, _cells(role, rows, domain.context_tokens - appended))
 
 
-def _ends_and_middle(knots: list[int]) -> list[int]:
-    return sorted({knots[0], knots[len(knots) // 2], knots[-1]})
+def _is_cheap(role: Role, rows: int, knots: list[int]) -> bool:
+    """Long contexts with large chunks take longest of all: one of them is enough."""
+    return role == "decode" or rows <= TILE_ROWS or rows == knots[-1]
 
 
 def tour(role: Role, domain: Domain, unified: bool, random: np.random.Generator) -> Iterator[Point]:

@@ -9,8 +9,9 @@ import time
 import numpy as np
 
 from hetero.prefill.engine import PrefillEngine, PrefillRun, Slice
+from hetero.profile.node.fitting import Cache
 from hetero.profile.node.points import Domain
-from hetero.profile.node.survey import Cache, Survey
+from hetero.profile.node.survey import Survey
 from hetero.profile.node_profile import Sample
 from hetero.profile.work import chunk_work
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from hetero.kv.layout import KVLayout
 from hetero.kv.types import kv_type
@@ -18,7 +19,7 @@ from hetero.llama.model import Model
 from hetero.llama.sampler import Sampler
 from hetero.messages import Sampling
 from hetero.prefill.llama_export import export_chunk
-from hetero.profile.states import States
+from hetero.profile.states import States, shortened
 
 # As an OpenAI client gets it by default; drawing from a large vocabulary is part of a step.
 _SAMPLING = Sampling(ignore_eos=True)
@@ -64,8 +65,8 @@ class StepRig(Owned):
         self.unified = unified
         self.num_sequences = num_sequences
         self.context_tokens = context_tokens
-        self.restores: list[tuple[int, float]] = []  # bytes and seconds of those done so far
-        self._states = states or States(model, layout, num_threads=num_threads)
+        states = states or States(model, layout, num_threads=num_threads)
+        self._longest = states.make(context_tokens, self.context.config.num_streams, seed=0)
         self._batch = Batch(max(chunk_tokens, num_sequences))
         self._cells = [0] * num_sequences
         self._random = np.random.default_rng(0)
@@ -84,20 +85,29 @@ class StepRig(Owned):
 
     def hold(self, cells: Sequence[int]) -> None:
         """Give sequence i `cells[i]` cells, those after the last one none. Shortening is free,
-        lengthening restores."""
+        lengthening restores.
+
+        A stream is restored in full and shortened. In a unified cache that would leave gaps, which
+        every row scans.
+        """
         for sequence in range(self.num_sequences):
             need = cells[sequence] if sequence < len(cells) else 0
-            have = self._cells[sequence]
-            if need == 0 and have:
+            if need > self._cells[sequence]:
+                self._cells[sequence] = self._restore(sequence, need)
+            if need == 0 < self._cells[sequence]:
                 self.context.remove_sequence(sequence)
-            elif need < have:
+            elif need < self._cells[sequence]:
                 self.context.remove_sequence(sequence, need, -1)
-            elif need > have:
-                blob = self._states.make(need, self.context.config.num_streams, sequence)
-                started = time.perf_counter()
-                self.context.restore_sequence(sequence, blob)
-                self.restores.append((blob.nbytes, time.perf_counter() - started))
             self._cells[sequence] = need
+
+    def restore_s(self, num_cells: int) -> float:
+        """Seconds to restore a state of so many cells, which sequence 0 holds from then on."""
+        blob = self._state(num_cells)
+        started = time.perf_counter()
+        self.context.restore_sequence(0, blob)
+        seconds = time.perf_counter() - started
+        self._cells[0] = num_cells
+        return seconds
 
     def time_step(self, num_rows: int) -> float:
         """Seconds of one token for each of the first `num_rows` sequences, drawn and all."""
@@ -134,6 +144,19 @@ class StepRig(Owned):
         seconds = time.perf_counter() - started
         self.context.remove_sequence(sequence, first, -1)
         return seconds
+
+    def _restore(self, sequence: int, num_cells: int) -> int:
+        """The cells it then has: that many, or all that a stream has room for."""
+        if not self.unified:
+            num_cells = self.context_tokens
+        self.context.restore_sequence(sequence, self._state(num_cells))
+        return num_cells
+
+    def _state(self, num_cells: int) -> npt.NDArray[np.uint8]:
+        if num_cells == self.context_tokens:
+            return self._longest
+        num_streams = self.context.config.num_streams
+        return shortened(self._longest, self.layout, self.context_tokens, num_cells, num_streams)
 
     def _text(self, num_tokens: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
         return self._random.integers(_FIRST_TEXT_TOKEN, self._num_tokens, num_tokens)

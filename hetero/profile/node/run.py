@@ -32,6 +32,7 @@ from hetero.profile.provenance import provenance
 _CEILINGS_SHARE = 0.12
 _TORCH_SHARE = 0.2
 _AFTER_SURVEY_SHARE = 0.08
+_LEAST_SURVEY_SHARE = 0.2
 
 # Without a model to compare with, a node's memory is what ceilings may take.
 _CEILINGS_BYTES = 2**30
@@ -91,57 +92,44 @@ def profile_node(
 ) -> NodeProfile:
     """Raises: HeteroError if the model can't be run here."""
     started = time.monotonic()
-    watch, throttles, soak = CPUWatch(), throttle_counts(), None
-    machine = profile_machine(options, say)
     layouts = {types: model_layout(model.spec, *types) for types in options.kv_types}
     domain = Domain(options.slots, options.context_tokens, options.chunk_tokens)
     need_bytes = _check_memory(model.spec, layouts, domain)
-    cpus = engine_cpus(machine.facts)
-    node = _home_node(machine.facts, cpus, need_bytes)
-    home = cpus[node] if node is not None else [cpu for some in cpus.values() for cpu in some]
-    if node is not None:
-        # Before anything is allocated: memory lies where the thread that touches it first runs.
-        os.sched_setaffinity(0, home)
+    watch, throttles = CPUWatch(), throttle_counts()
+    machine = profile_machine(options, say)
+    home = _settle(machine.facts, need_bytes)
     shape = shape_of(model.spec, model.fingerprint)
-    on_gpu = _start_torch(model, options, say)
-    if on_gpu is not None:
-        say("surveying the torch engine's prefill")
-        failed = on_gpu.measure(_TORCH_SHARE * options.budget_s)
-        if failed is not None:
-            say(f"torch prefill: not measured further: {failed}")
+    on_gpu = _measure_torch(model, options, say)
     say(f"loading {model.path.name}")
-    with Model(model.path) as loaded:
-        engine_options = EngineOptions(domain=domain, num_cores=len(home), threads=options.threads)
-        with Engines(loaded, layouts, engine_options) as engines:
-            say("trying numbers of threads")
-            engines.find_threads()
-            say(", ".join(f"{role}: {count} threads" for role, count in engines.threads.items()))
-            spent_s = time.monotonic() - started
-            survey_s = max(0.2, 1 - _AFTER_SURVEY_SHARE) * options.budget_s - spent_s
-            survey_s = max(survey_s, 0.2 * options.budget_s)
-            engines.survey(
-                survey_s, lambda share: progress((spent_s + share * survey_s) / options.budget_s)
-            )
-            codecs, co_runs = engines.measure_codecs(), engines.measure_co_runs()
-            throttled = throttled_between(throttles, throttle_counts())
-            noise = judge(engines.pilots.log, *watch.shares(), throttled, machine.facts.power)
-            if options.soak_s:
-                say(f"soaking for {options.soak_s:g} s")
-                soak = engines.soak(options.soak_s, home, say)
-            fits = engines.fits(noise, shape)
-            if on_gpu is not None:
-                gpu_fit = on_gpu.fit(
-                    noise, request_s=fits[0].request_s, threads=engines.threads["prefill"]
-                )
-                fits += [gpu_fit] if gpu_fit is not None else []
-            settings = engines.settings(home if node is not None else [], node)
+    with (
+        Model(model.path) as loaded,
+        Engines(
+            loaded,
+            layouts,
+            EngineOptions(domain=domain, num_cores=len(home.cpus), threads=options.threads),
+        ) as engines,
+    ):
+        engines.find_threads()
+        say(", ".join(f"{role}: {count} threads" for role, count in engines.threads.items()))
+        _survey(engines, options.budget_s, started, say, progress)
+        codecs, co_runs = engines.measure_codecs(), engines.measure_co_runs()
+        throttled = throttled_between(throttles, throttle_counts())
+        noise = judge(engines.pilots.log, *watch.shares(), throttled, machine.facts.power)
+        soak = None
+        if options.soak_s:
+            say(f"soaking for {options.soak_s:g} s")
+            soak = engines.soak(options.soak_s, home.cpus, say)
+        fits = engines.fits(noise, shape)
+        if on_gpu is not None:
+            fits += on_gpu.fits(noise, engines.request_s, engines.threads["prefill"])
+        settings = engines.settings(home.cpus if home.node is not None else [], home.node)
     progress(1.0)
     return NodeProfile(
         host=machine.host,
         date=_now(),
+        model=shape,
         facts=machine.facts,
         ceilings=machine.ceilings,
-        model=shape,
         fits=fits,
         codecs=codecs,
         co_runs=co_runs,
@@ -150,19 +138,6 @@ def profile_node(
         soak=soak,
         provenance=_provenance(started, options),
     )
-
-
-def _start_torch(model: ModelFile, options: NodeOptions, say: Say) -> TorchFit | None:
-    """None where torch has no GPU, or its engine not this model: llama.cpp's prefill is measured
-    in any case."""
-    device = torch_device()
-    if device is None:
-        return None
-    try:
-        return TorchFit(model.path, options.kv_types[0], device, options.context_tokens)
-    except HeteroError as error:
-        say(f"torch prefill: not measured: {error}")
-        return None
 
 
 def shape_of(spec: ModelSpec, fingerprint: ModelFingerprint | None) -> ModelShape:
@@ -181,6 +156,60 @@ def shape_of(spec: ModelSpec, fingerprint: ModelFingerprint | None) -> ModelShap
     )
 
 
+@dataclass(frozen=True)
+class _Home:
+    """Where engines run. node: None: on all of them."""
+
+    cpus: list[int]
+    node: int | None
+
+
+def _settle(facts: Facts, need_bytes: int) -> _Home:
+    """On the NUMA node that holds the model and its contexts, the one with most cores, before
+    anything is allocated: memory lies where the thread that touches it first runs. Anywhere where
+    there is but one node, or none is large enough."""
+    cpus = engine_cpus(facts)
+    everywhere = _Home([cpu for some in cpus.values() for cpu in some], None)
+    if len(cpus) < 2 or not hasattr(os, "sched_setaffinity"):
+        return everywhere
+    roomy = [
+        node.node for node in facts.numa if node.node in cpus and node.memory_bytes > need_bytes
+    ]
+    if not roomy:
+        return everywhere
+    node = max(roomy, key=lambda each: len(cpus[each]))
+    os.sched_setaffinity(0, cpus[node])
+    return _Home(cpus[node], node)
+
+
+def _survey(
+    engines: Engines, budget_s: float, started: float, say: Say, progress: Progress
+) -> None:
+    """With what is left of the budget, and a part of it in any case."""
+    spent_s = time.monotonic() - started
+    survey_s = max((1 - _AFTER_SURVEY_SHARE) * budget_s - spent_s, _LEAST_SURVEY_SHARE * budget_s)
+    say(f"surveying steps for {survey_s:.0f} s at most")
+    engines.survey(survey_s, lambda share: progress((spent_s + share * survey_s) / budget_s))
+
+
+def _measure_torch(model: ModelFile, options: NodeOptions, say: Say) -> TorchFit | None:
+    """None where torch has no GPU, or its engine not this model: llama.cpp's prefill is measured
+    in any case."""
+    device = torch_device()
+    if device is None:
+        return None
+    try:
+        found = TorchFit(model.path, options.kv_types[0], device, options.context_tokens)
+    except HeteroError as error:
+        say(f"torch prefill: not measured: {error}")
+        return None
+    say("surveying the torch engine's prefill")
+    ended_by = found.measure(_TORCH_SHARE * options.budget_s)
+    if ended_by is not None:
+        say(f"torch prefill: not measured further: {ended_by}")
+    return found
+
+
 def _check_memory(spec: ModelSpec, layouts: dict[KVTypes, KVLayout], domain: Domain) -> int:
     """Bytes that a node of these sizes takes, at its largest types. Raises: PlanError"""
     token_bytes = max(layout.token_bytes for layout in layouts.values())
@@ -194,17 +223,6 @@ def _check_memory(spec: ModelSpec, layouts: dict[KVTypes, KVLayout], domain: Dom
             f"{have_bytes / 2**30:.1f} GiB; fewer --slots or a shorter --context"
         )
     return need_bytes
-
-
-def _home_node(facts: Facts, cpus: dict[int, list[int]], need_bytes: int) -> int | None:
-    """The NUMA node that holds it all, the one with most cores; None where there is but one node,
-    or none is large enough."""
-    if len(cpus) < 2 or not hasattr(os, "sched_setaffinity"):
-        return None
-    roomy = [
-        node.node for node in facts.numa if node.node in cpus and node.memory_bytes > need_bytes
-    ]
-    return max(roomy, key=lambda node: len(cpus[node]), default=None)
 
 
 def _provenance(started: float, options: NodeOptions) -> Provenance:

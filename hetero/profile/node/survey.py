@@ -5,9 +5,8 @@ where it is large the fit gets a knot. No engine here: samples come in, predicti
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from hetero.profile.node.fitting import Fits, fit, fit_costs, fit_error, ratio
+from hetero.profile.node.fitting import Cache, Fits, fit, fit_costs, fit_error, ratio
 from hetero.profile.node.points import Point
 from hetero.profile.node_profile import FitError, Role, Sample
 from hetero.profile.step_cost import StepCost
@@ -20,17 +19,10 @@ _P90_ERROR = 0.08
 # A prediction worse than this, of rows between two knots, says that the line bends there.
 _KNOT_ERROR = 0.05
 
+_MOST_OF_STEP = 0.7
+
 # Closer to its neighbour a knot would follow that one sample's noise.
 _KNOT_SPACING = 0.15
-
-
-@dataclass(frozen=True)
-class Cache:
-    """One way of keeping KV: what a fit is of."""
-
-    unified: bool
-    kv_k: str
-    kv_v: str
 
 
 class Survey:
@@ -61,10 +53,18 @@ class Survey:
     def add_drawn(self, cache: Cache, sample: Sample) -> None:
         """One drawn at random: how wrong the fit had it is kept, and mended by a knot."""
         self._ratios[cache].append(ratio(self.cost(cache), sample))
-        is_far = all(abs(sample.work.rows - knot) > _KNOT_SPACING * knot for knot in self.knots)
-        if is_far and self.is_surprised_by(cache, sample):
+        if self._bends_at(cache, sample):
             self._bends.add(sample.work.rows)
         self.add(cache, sample)
+
+    def _bends_at(self, cache: Cache, sample: Sample) -> bool:
+        """Whether the line of rows is to blame: they are most of the step, and no knot is near."""
+        work, cost = sample.work, self.cost(cache)
+        return (
+            self.is_surprised_by(cache, sample)
+            and cost.rows_seconds(work) > _MOST_OF_STEP * cost.seconds(work)
+            and all(abs(work.rows - knot) > _KNOT_SPACING * knot for knot in self.knots)
+        )
 
     def cost(self, cache: Cache) -> StepCost:
         """From what is known so far; there must be samples of this cache."""
@@ -92,7 +92,7 @@ class Survey:
             and error.p90 <= _P90_ERROR
         )
 
-    def fits(self) -> Fits[Cache]:
+    def fits(self) -> Fits:
         """Of the caches that were measured at all."""
         known = {key: samples for key, samples in self.samples.items() if samples}
         return fit(known, self.knots) if known else Fits({}, {})

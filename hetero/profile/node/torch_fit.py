@@ -44,26 +44,26 @@ class TorchFit:
             self._engine.close()
         return None
 
-    def fit(self, noise: Noise, *, request_s: float, threads: int) -> EngineFit | None:
-        """None if there is not a single sample."""
-        cache, found = self._survey.cache, self._survey.survey.fits()
-        if cache not in found.costs:
-            return None
-        error = found.errors[cache]
-        return EngineFit(
-            source="fitted",
-            role="prefill",
-            engine=self._engine.name,
-            attention=self._engine.attention,
-            device=self._device,
-            unified=cache.unified,
-            kv_k=cache.kv_k,
-            kv_v=cache.kv_v,
-            threads=threads,
-            chunk_tokens=self._engine.chunk_tokens,
-            cost=found.costs[cache],
-            request_s=request_s,
-            interval=interval_of(error, noise),
-            error=error,
-            samples=self._survey.survey.samples[cache],
-        )
+    def fits(self, noise: Noise, request_s: float, threads: int) -> list[EngineFit]:
+        """One, or none if there is not a single sample."""
+        found = self._survey.survey.fits()
+        return [
+            EngineFit(
+                source="fitted",
+                role="prefill",
+                engine=self._engine.name,
+                attention=self._engine.attention,
+                device=self._device,
+                unified=cache.unified,
+                kv_k=cache.kv_k,
+                kv_v=cache.kv_v,
+                threads=threads,
+                chunk_tokens=self._engine.chunk_tokens,
+                cost=cost,
+                request_s=request_s,
+                interval=interval_of(found.errors[cache], noise),
+                error=found.errors[cache],
+                samples=self._survey.survey.samples[cache],
+            )
+            for cache, cost in found.costs.items()
+        ]
