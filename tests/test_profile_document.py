@@ -320,7 +320,7 @@ SENSELESS = [
     ("ceilings.triad_gb_s", -1.0),
     ("ceilings.one_core.copy_gb_s", 0.0),
     ("ceilings.disks.0.write_gb_s", NAN),
-    ("fits.0.cost.pair_s.3", -1e-9),
+    ("fits.0.cost.pair_s.5", -1e-9),
     ("fits.0.cost.masked_s", INF),
     ("fits.0.cost.rows_s", [0.1, NAN, 0.3]),
     ("fits.1.cost.rows_s", [0.1]),

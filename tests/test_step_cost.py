@@ -50,8 +50,13 @@ def test_weights_reproduce_constants_and_between_knots_lines(knots, num_rows):
 
 def test_a_steps_seconds_are_rows_and_pairs():
     for rows, seconds in ((1, 1.0), (6, 2.75), (12, 3.5)):
-        assert COST.rows_seconds(Work(rows=rows, pairs=(9, 0, 0, 0), cells=9, masked=9)) == seconds
-    assert COST.seconds(Work(rows=4, pairs=(6, 4, 0, 0), cells=3, masked=8)) == 2.5 + 5.0 + 2.0
+        assert (
+            COST.rows_seconds(Work(rows=rows, pairs=[9, 0, 0, 0, 0, 0], cells=9, masked=9))
+            == seconds
+        )
+    assert (
+        COST.seconds(Work(rows=4, pairs=[6, 4, 0, 0, 0, 0], cells=3, masked=8)) == 2.5 + 5.0 + 2.0
+    )
 
 
 def test_each_kind_of_work_has_its_price():
@@ -59,20 +64,21 @@ def test_each_kind_of_work_has_its_price():
         rows=[1],
         rows_s=[1.0],
         rest_s=128.0,
-        pair_s=[2.0, 4.0, 8.0, 16.0],
+        pair_s=[2.0, 4.0, 8.0, 16.0, 32.0, 64.0],
         wide_pair_s=0.5,
         tile_pair_s=0.25,
         cell_s=32.0,
+        tile_cell_s=48.0,
         masked_s=64.0,
     )
-    few = Work(rows=2, pairs=(1, 2, 3, 4), cells=5, masked=6)
+    few = Work(rows=2, pairs=[1, 2, 3, 4, 5, 6], cells=5, masked=6)
     # Two rows beyond the last four.
-    assert cost.seconds(few) == 1 + 2 * 128 + (2 + 8 + 24 + 64) + 5 * 32 + 6 * 64
+    assert cost.seconds(few) == 1 + 2 * 128 + (2 + 8 + 24 + 64 + 160 + 384) + 5 * 32 + 6 * 64
     # 65 rows of one sequence: the second tile of 64 is paid for, whatever their depth.
-    many = Work(rows=65, pairs=(65, 65, 0, 0), cells=5, masked=0)
-    assert cost.seconds(many) == 1 + 128 + 130 * 0.5 + 2 * 128 * 0.25 + 5 * 32
+    many = Work(rows=65, pairs=[65, 65, 0, 0, 0, 0], cells=5, masked=0)
+    assert cost.seconds(many) == 1 + 128 + 130 * 0.5 + 2 * 128 * 0.25 + 5 * 48
     # 65 sequences are no tile.
-    batch = Work(rows=65, pairs=(65, 65, 0, 0), cells=0, masked=0)
+    batch = Work(rows=65, pairs=[65, 65, 0, 0, 0, 0], cells=0, masked=0)
     assert cost.seconds(batch) == 1 + 128 + 65 * 2 + 65 * 4
 
 
@@ -95,12 +101,12 @@ def test_a_chunks_pairs_are_counted_by_depth(num_tokens, cached):
         sum(max(0, min(cells, end) - depth) for cells in visible)
         for depth, end in zip(DEPTHS, ends, strict=True)
     ]
-    assert list(chunk_work(num_tokens, cached, 0, unified=False).pairs) == expected
+    assert chunk_work(num_tokens, cached, 0, unified=False).pairs == expected
 
 
 def test_a_batchs_pairs_are_counted_by_depth():
-    # 1024 of each, then 3072 and 1000 of them, then 904 of the one.
-    assert step_work([5000, 2024], 0, unified=False).pairs == (2048, 4072, 904, 0)
+    # 1024 of each, then 1024 and 1000 of them, 2048 and the last 904 of the one.
+    assert step_work([5000, 2024], 0, unified=False).pairs == [2048, 2024, 2048, 904, 0, 0]
 
 
 def test_others_cells_are_scanned_in_a_shared_cache_only():

@@ -20,10 +20,11 @@ TRUE = {
         rows=[1, 512],
         rows_s=[0.02, 0.9],
         rest_s=0.003,
-        pair_s=[2e-6, 4e-6, 4e-6, 4e-6],
+        pair_s=[2e-6, 4e-6, 4e-6, 4e-6, 4e-6, 4e-6],
         wide_pair_s=1e-6,
         tile_pair_s=2e-7,
         cell_s=5e-6,
+        tile_cell_s=1e-5,
         masked_s=1e-7,
     ),
 }
@@ -116,7 +117,7 @@ def test_a_bend_between_knots_gets_one_of_its_own():
     survey = Survey("decode", [STREAMS], [4, 512])
 
     def work(rows):
-        return Work(rows=rows, pairs=(0, 0, 0, 0), cells=0, masked=0)
+        return Work(rows=rows, pairs=[0, 0, 0, 0, 0, 0], cells=0, masked=0)
 
     def sample(rows, drawn):
         seconds = bend.seconds(work(rows))
@@ -134,7 +135,7 @@ def test_depths_that_no_sample_reached_cost_what_shallower_ones_do():
     near = Sample(work=step_work([500], 0, False), seconds=0.02 + 500e-6, speed=1, repeats=1)
     short = Sample(work=step_work([10], 0, False), seconds=0.02 + 10e-6, speed=1, repeats=1)
     cost = fit_costs({STREAMS: [near, short]}, [1])[STREAMS]
-    assert cost.pair_s == pytest.approx([1e-6] * 4)
+    assert cost.pair_s == pytest.approx([1e-6] * 6)
     assert cost.wide_pair_s == pytest.approx(1e-6)
 
 

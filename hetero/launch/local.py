@@ -163,15 +163,18 @@ class LocalCluster:
         plan = self._plan
         num_nodes = len(prefill) + len(decode)
         num_cores = num_usable_cores()
-        roles: list[Role] = ["prefill" for _ in prefill] + ["decode" for _ in decode]
+        named: list[tuple[str, Role]] = [(name, "prefill") for name in prefill]
+        named += [(name, "decode") for name in decode]
+        found = plan.settings.get(named[0][1]) if num_nodes == 1 else None
         if plan.threads is not None:
             threads = [plan.threads] * num_nodes
-        elif num_nodes == 1 and roles[0] in plan.settings:
-            threads = [plan.settings[roles[0]].threads]
+        elif found is not None:
+            threads = [found.threads]
+            num_cores = found.threads  # measured so, router and all
         else:
             threads = split_threads(num_cores, num_nodes)
-        shares_cores = num_nodes > 1 and sum(threads) > num_cores
-        for name, role, num_threads in zip(prefill + decode, roles, threads, strict=True):
+        shares_cores = sum(threads) > num_cores
+        for (name, role), num_threads in zip(named, threads, strict=True):
             make = _prefill_config if role == "prefill" else _decode_config
             config = _tuned(make(plan, name, control, keys, num_threads), role, plan)
             self._launch(name, config, num_threads=num_threads, shares_cores=shares_cores)

@@ -47,14 +47,19 @@ def _estimate(
         return _token_bytes(model, (fit.kv_k, fit.kv_v)) or num_bytes
 
     nearest = min(group, key=distance)
-    cell_s = nearest.cost.cell_s * num_bytes / bytes_of(nearest)
+    scale = num_bytes / bytes_of(nearest)
+    cost = msgspec.structs.replace(
+        nearest.cost,
+        cell_s=scale * nearest.cost.cell_s,
+        tile_cell_s=scale * nearest.cost.tile_cell_s,
+    )
     low, high = nearest.interval
     return msgspec.structs.replace(
         nearest,
         source="estimated",
         kv_k=types[0],
         kv_v=types[1],
-        cost=msgspec.structs.replace(nearest.cost, cell_s=cell_s),
+        cost=cost,
         interval=(low / (1 + _SHARE), high * (1 + _SHARE)),
         error=None,
         samples=[],

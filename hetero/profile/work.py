@@ -1,13 +1,14 @@
 """What is in one step of an engine, as counts that its cost is linear in."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 
 from hetero.profile.quantities import NotNegative, OneOrMore
 
 # Where a context's parts begin, in cells: the deeper, the less of it is in any cache.
-DEPTHS = (0, 1024, 4096, 16384)
+DEPTHS = (0, 1024, 2048, 4096, 8192, 16384)
 
 # llama.cpp multiplies repacked weights with so many rows at a time, the rest with one by one.
 PACK_ROWS = 4
@@ -27,9 +28,13 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """
 
     rows: OneOrMore
-    pairs: tuple[NotNegative, NotNegative, NotNegative, NotNegative]
+    pairs: list[NotNegative]
     cells: NotNegative
     masked: NotNegative
+
+    def __post_init__(self) -> None:
+        if len(self.pairs) != len(DEPTHS):
+            raise ValueError(f"pairs: need {len(DEPTHS)} numbers, have {len(self.pairs)}")
 
     @property
     def visible(self) -> float:
@@ -81,6 +86,5 @@ def _pairs_beyond(depth: int, num_tokens: int, cached_tokens: int) -> float:
     return (first + last) * (last - first + 1) / 2 if last >= first else 0.0
 
 
-def _parts(above: Sequence[float]) -> tuple[float, float, float, float]:
-    a, b, c, d = above
-    return a - b, b - c, c - d, d
+def _parts(above: Sequence[float]) -> list[float]:
+    return [more - less for more, less in pairwise([*above, 0.0])]

@@ -84,7 +84,7 @@ class EngineSurvey:
                 share = 0.5 if index == 0 else 1 / (len(self._caches) - index)
                 until = time.monotonic() + share * self._left_s() / (1 if is_first_round else 2)
                 with self._open_rig(cache) as rig:
-                    self._visit(rig, cache, until, is_first_round, is_main=index == 0)
+                    self._visit(rig, cache, until, is_first_round)
                 progress((time.monotonic() - started) / seconds)
             is_first_round = False
         for flight in self._flights:
@@ -94,12 +94,10 @@ class EngineSurvey:
                 speed=self._pilots.log.speed(flight.pilot, flight.before),
             )
 
-    def _visit(
-        self, rig: StepRig, cache: Cache, until: float, is_first: bool, *, is_main: bool
-    ) -> None:
+    def _visit(self, rig: StepRig, cache: Cache, until: float, is_first: bool) -> None:
         if is_first:
             for role in ROLES:
-                for point in self._corners(role, is_main=is_main):
+                for point in self._corners(role, cache):
                     self._measure(rig, cache, point, is_drawn=False)
         while time.monotonic() < until and not self._is_settled(cache):
             for role in ROLES:
@@ -109,8 +107,11 @@ class EngineSurvey:
                     if time.monotonic() < until:
                         self._measure(rig, cache, point, is_drawn=True)
 
-    def _corners(self, role: Role, *, is_main: bool) -> list[Point]:
-        return (corners if is_main else few_corners)(role, self._domain)
+    def _corners(self, role: Role, cache: Cache) -> list[Point]:
+        if cache == self._caches[0]:
+            return corners(role, self._domain)
+        is_first = next(each for each in self._caches if each.types == cache.types) == cache
+        return few_corners(role, self._domain, with_tiles=is_first)
 
     def _measure(self, rig: StepRig, cache: Cache, point: Point, *, is_drawn: bool) -> None:
         survey = self.surveys[point.role]

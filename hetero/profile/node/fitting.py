@@ -31,7 +31,7 @@ _LEAST_SCATTER = 0.01
 _SMOOTH_KNOTS, _SMOOTH_DEPTHS = 0.15, 0.06
 
 # Of each pair of types: all counts of attention but the last, which is masked pairs.
-_NUM_SHARED = len(DEPTHS) + 3
+_NUM_SHARED = len(DEPTHS) + 4
 
 _Matrix = npt.NDArray[np.float64]
 
@@ -182,7 +182,7 @@ class _Columns:
         for depth in range(1, len(DEPTHS)):
             if not has[depth]:
                 pair_s[depth] = pair_s[depth - 1]
-        wide_pair_s, tile_pair_s, cell_s = shared[len(DEPTHS) :]
+        wide_pair_s, tile_pair_s, cell_s, tile_cell_s = shared[len(DEPTHS) :]
         return StepCost(
             rows=self._knots,
             rows_s=[
@@ -193,6 +193,7 @@ class _Columns:
             wide_pair_s=wide_pair_s if has[len(DEPTHS)] else pair_s[0],
             tile_pair_s=tile_pair_s,
             cell_s=cell_s,
+            tile_cell_s=tile_cell_s,
             masked_s=float(solution[self._masked[cache]]),
         )
 

@@ -16,9 +16,6 @@ from hetero.profile.work import TILE_ROWS, Work, chunk_work, step_work
 _LEAST_CELLS = 16
 _TOUR_POINTS = 6
 
-# Up to 16 rows kernels change; from there on it is arithmetic.
-_CHUNK_KNOTS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096)
-
 
 @dataclass(frozen=True)
 class Point:
@@ -47,11 +44,11 @@ class Domain:
         return self.max_sequences if role == "decode" else self.chunk_tokens
 
     def knots(self, role: Role) -> list[int]:
-        """Of batches every size up to 8, where kernels' tiles show, then a quarter more each. Of
-        chunks fewer: they are the dearest points, and where the line bends, more are added."""
+        """Of batches every size up to 8, then a quarter more each; of chunks powers of two."""
         if role == "decode":
             return _batch_knots(self.max_sequences)
-        return [rows for rows in _CHUNK_KNOTS if rows < self.chunk_tokens] + [self.chunk_tokens]
+        powers = (2**power for power in range(self.chunk_tokens.bit_length()))
+        return sorted({*powers, self.chunk_tokens})
 
 
 def corners(role: Role, domain: Domain) -> list[Point]:
@@ -62,11 +59,15 @@ def corners(role: Role, domain: Domain) -> list[Point]:
     return near + [_far(role, rows, domain) for rows in knots if _is_cheap(role, rows, knots)]
 
 
-def few_corners(role: Role, domain: Domain) -> list[Point]:
-    """Of a cache whose rows cost what another's do: what tells its attention, cheaply."""
-    knots = [rows for rows in domain.knots(role) if rows <= TILE_ROWS]
+def few_corners(role: Role, domain: Domain, *, with_tiles: bool) -> list[Point]:
+    """Of a cache whose rows cost what another's do: what tells its attention, cheaply.
+
+    with_tiles: more than one tile of rows, too, for types whose attention is not known yet.
+    """
+    most = (4 if with_tiles else 1) * TILE_ROWS
+    knots = [rows for rows in domain.knots(role) if rows <= most]
     short = _LEAST_CELLS if role == "decode" else 0
-    some = sorted({knots[0], knots[len(knots) // 2], knots[-1]})
+    some = sorted({knots[0], knots[len(knots) // 2], min(TILE_ROWS, knots[-1]), knots[-1]})
     return [Point(role, rows, _cells(role, rows, short)) for rows in some] + [
         _far(role, rows, domain) for rows in some
     ]

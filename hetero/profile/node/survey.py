@@ -16,8 +16,11 @@ _LAST = 8
 _MEDIAN_ERROR = 0.03
 _P90_ERROR = 0.08
 
-# A prediction worse than this, of rows between two knots, says that the line bends there.
-_KNOT_ERROR = 0.05
+# A prediction worse than this is measured once more.
+_SURPRISE = 0.05
+
+# One worse than this, of rows between two knots, says that the line bends there.
+_KNOT_ERROR = 0.1
 
 _MOST_OF_STEP = 0.7
 
@@ -48,7 +51,7 @@ class Survey:
         self._costs = {}
 
     def is_surprised_by(self, cache: Cache, sample: Sample) -> bool:
-        return abs(ratio(self.cost(cache), sample) - 1) > _KNOT_ERROR
+        return abs(ratio(self.cost(cache), sample) - 1) > _SURPRISE
 
     def add_drawn(self, cache: Cache, sample: Sample) -> None:
         """One drawn at random: how wrong the fit had it is kept, and mended by a knot."""
@@ -61,7 +64,7 @@ class Survey:
         """Whether the line of rows is to blame: they are most of the step, and no knot is near."""
         work, cost = sample.work, self.cost(cache)
         return (
-            self.is_surprised_by(cache, sample)
+            abs(ratio(cost, sample) - 1) > _KNOT_ERROR
             and cost.rows_seconds(work) > _MOST_OF_STEP * cost.seconds(work)
             and all(abs(work.rows - knot) > _KNOT_SPACING * knot for knot in self.knots)
         )
