@@ -53,21 +53,23 @@ def measure(
             for role, pilot in _PILOT.items():
                 of_role = [fit for fit in fits if fit.role == role]
                 points: list[_Point] = []
-                speeds: list[float] = []
-                pilots.run(pilot)
+                first_run = pilots.run(pilot)
                 for index, fit in enumerate(of_role):
                     count = len(range(index, settings.num_points, len(of_role)))
                     for point in _POINTS[role](
                         settings, path, model, fit, states[fit.kv_k], random, count
                     ):
-                        before = pilots.run(pilot) - 1
-                        around = pilots.log.seconds[pilot][before : before + 2]
                         points.append(point)
-                        speeds.append(profile.noise.pilot_s[pilot] / (sum(around) / 2))
+                        pilots.run(pilot)
                         say(
                             f"{name} {role}: predicted {point[0]:.4f} s, measured "
-                            f"{point[1]:.4f} s at {speeds[-1]:.2f} of its speed, {point[2]}"
+                            f"{point[1]:.4f} s, {point[2]}"
                         )
+                then_s = profile.noise.pilot_s[pilot]
+                speeds = [
+                    then_s / pilots.log.around_s(pilot, run)
+                    for run in range(first_run, first_run + len(points))
+                ]
                 figures += _figures(name, role, points, speeds)
     return figures
 

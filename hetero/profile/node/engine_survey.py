@@ -30,8 +30,8 @@ ROLES: tuple[Role, Role] = ("decode", "prefill")
 _PILOT: dict[Role, PilotName] = {"decode": "memory", "prefill": "compute"}
 
 # Repeats of a point take about so long, but are no more than these.
-_POINT_S = 0.4
-_MOST_REPEATS = 5
+_POINT_S = 0.25
+_MOST_REPEATS = 3
 
 # One point may take this share of what is left: large chunks of large models are left out.
 _MOST_OF_REST = 0.2

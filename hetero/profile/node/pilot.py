@@ -41,10 +41,14 @@ class PilotLog:
     def typical_s(self, name: PilotName) -> float:
         return median(self.seconds[name])
 
+    def around_s(self, name: PilotName, index: int) -> float:
+        """The pilot's seconds between run `index` and the next one: the median of two before and
+        two after, for a single run is as noisy as what it is to correct."""
+        return median(self.seconds[name][max(0, index - 1) : index + 3])
+
     def speed(self, name: PilotName, index: int) -> float:
         """Of the machine between run `index` and the next one, over its median speed."""
-        around = self.seconds[name][index : index + 2]
-        return self.typical_s(name) / (sum(around) / len(around))
+        return self.typical_s(name) / self.around_s(name, index)
 
 
 class Pilots(Owned):
