@@ -65,11 +65,10 @@ def measure(
                             f"{name} {role}: predicted {point[0]:.4f} s, measured "
                             f"{point[1]:.4f} s, {point[2]}"
                         )
-                then_s = profile.noise.pilot_s[pilot]
-                speeds = [
-                    then_s / pilots.log.around_s(pilot, run)
-                    for run in range(first_run, first_run + len(points))
+                now_s = [
+                    pilots.log.around_s(pilot, first_run + index) for index in range(len(points))
                 ]
+                speeds = [profile.noise.pilot_s[pilot] / around_s for around_s in now_s]
                 figures += _figures(name, role, points, speeds)
     return figures
 
