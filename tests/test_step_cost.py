@@ -59,6 +59,11 @@ def test_a_steps_seconds_are_rows_and_pairs():
     )
 
 
+def test_beyond_the_last_knot_a_falling_line_is_not_believed():
+    falling = plain_cost([1, 4], [2.0, 1.0], pair_s=0.0, masked_s=0.0)
+    assert falling.rows_seconds(Work(rows=400, pairs=[0] * 6, cells=0, masked=0)) == 1.0
+
+
 def test_each_kind_of_work_has_its_price():
     cost = StepCost(
         rows=[1],

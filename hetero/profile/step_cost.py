@@ -26,7 +26,7 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Coefficients of the formula above, all seconds, none negative."""
 
     rows: list[OneOrMore]  # knots, ascending
-    rows_s: list[NotNegative]  # at the knots; beyond the last, along the last two
+    rows_s: list[NotNegative]  # at the knots; beyond the last, along the last two, never down
     rest_s: NotNegative
     pair_s: list[NotNegative]  # by depth
     wide_pair_s: NotNegative
@@ -53,6 +53,8 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Of a step without any attention."""
         weights = hat_weights(self.rows, work.rows)
         line_s = sum(weight * knot_s for weight, knot_s in zip(weights, self.rows_s, strict=True))
+        if work.rows > self.rows[-1]:
+            line_s = max(line_s, self.rows_s[-1])  # noise may let the last two fall
         return line_s + work.rest_rows * self.rest_s
 
     @property
