@@ -65,7 +65,9 @@ class HandSink:
         threading.Thread(target=self._accept_all, daemon=True).start()
 
     def send(self, connection, message):
-        connection.send(encode(message))
+        # A source that gave up has hung up: what it said last is still to be received.
+        with contextlib.suppress(OSError):
+            connection.send(encode(message))
 
     def receive(self):
         """The next (connection, message, rows)."""

@@ -56,7 +56,9 @@ class Link:
             num_parts=len(seals) + 1,
             HETERO_LINK_KEY=listener["key"],
         )
-        return msgspec.json.decode(report.splitlines()[-1], type=LinkProfile)
+        found = json.loads(report.splitlines()[-1])
+        del found["format"]  # of the file it could be written to
+        return msgspec.convert(found, LinkProfile)
 
     def mooncake(self, num_bytes: int) -> float:
         """Bytes per second of Mooncake's transfer engine, in batches of `num_bytes`."""

@@ -111,7 +111,7 @@ class EngineSurvey:
         if cache == self._caches[0]:
             return corners(role, self._domain)
         is_first = next(each for each in self._caches if each.types == cache.types) == cache
-        return few_corners(role, self._domain, with_tiles=is_first)
+        return few_corners(role, self._domain, with_tiles=is_first, with_others=cache.unified)
 
     def _measure(self, rig: StepRig, cache: Cache, point: Point, *, is_drawn: bool) -> None:
         survey = self.surveys[point.role]

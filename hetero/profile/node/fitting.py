@@ -8,6 +8,7 @@ cache needs only a few of its own.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import mean, median
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from hetero.profile.node_profile import FitError, Sample
-from hetero.profile.step_cost import StepCost, attention_counts, hat_weights
+from hetero.profile.step_cost import StepCost, attention_counts
 from hetero.profile.work import DEPTHS
 
 # A sample this many times further off than most counts for less: something else ran.
@@ -26,9 +27,9 @@ _NUM_FOLDS = 10
 # No fit of few samples is believed to be better than this.
 _LEAST_SCATTER = 0.01
 
-# What smooth lines and equal depths weigh, as a share of a sample: the noise of a sample, 3%, over
-# how far a knot strays from its neighbours' line, 20%, or a depth from the one above it, 50%.
-_SMOOTH_KNOTS, _SMOOTH_DEPTHS = 0.15, 0.06
+# What a straight line through the knots weighs, as a share of a sample: the noise of a sample, 3%,
+# over how far a knot strays from its neighbours' line, 20%.
+_STRAIGHT = 0.15
 
 # Of each pair of types: all counts of attention but the last, which is masked pairs.
 _NUM_SHARED = len(DEPTHS) + 4
@@ -70,7 +71,7 @@ def fit(samples: Samples, knots: Sequence[int]) -> Fits:
 
 
 def fit_costs(samples: Samples, knots: Sequence[int]) -> dict[Cache, StepCost]:
-    """Knots below or above all samples' rows should not be given: nothing would settle them."""
+    """Each knot has a sample of as many rows."""
     columns = _Columns(list(samples), knots)
     lines, seconds = [], []
     for cache, of_cache in samples.items():
@@ -78,9 +79,15 @@ def fit_costs(samples: Samples, knots: Sequence[int]) -> dict[Cache, StepCost]:
             lines.append(columns.line(cache, sample))
             seconds.append(sample.seconds * sample.speed)
     matrix = np.array(lines)
-    solution = _robust_nnls(matrix, np.array(seconds), columns)
-    is_settled: list[bool] = np.any(matrix, axis=0).tolist()
-    return {cache: columns.cost(cache, solution, is_settled) for cache in samples}
+    solution = _robust_nnls(matrix, np.array(seconds), list(columns.straightness(samples)))
+    tiled = {
+        cache.types
+        for cache, of_cache in samples.items()
+        if any(sample.work.is_tiled for sample in of_cache)
+    }
+    return {
+        cache: columns.cost(cache, solution, has_tiles=cache.types in tiled) for cache in samples
+    }
 
 
 def cross_validate(samples: Samples, knots: Sequence[int]) -> dict[Cache, list[float]]:
@@ -126,9 +133,10 @@ def _settled(knots: Sequence[int], samples: Samples) -> list[int]:
 
 
 class _Columns:
-    """Which column of the system is which coefficient: the knots and the rest rows; then, of each
-    pair of types, its rows and its attention; rows of a unified cache, which are exported; masked
-    pairs, by cache."""
+    """Which column of the system is which coefficient: what each knot adds to the one before it,
+    and the rest rows; then, of each pair of types, its rows, and what its attention costs, each
+    depth in addition to the one above it; rows of a unified cache, which are exported; masked
+    pairs, by cache. Nothing is negative, so more rows never cost less, nor deeper cells."""
 
     def __init__(self, caches: Sequence[Cache], knots: Sequence[int]) -> None:
         self._knots = list(knots)
@@ -139,58 +147,66 @@ class _Columns:
         self._unified = self._rest + 1 + of_types * len(types)
         self._masked = {cache: self._unified + 1 + i for i, cache in enumerate(caches)}
         self._first_types = types[0]
-        self.count = self._unified + 1 + len(caches)
+        self._count = self._unified + 1 + len(caches)
 
     def line(self, cache: Cache, sample: Sample) -> _Matrix:
         """What each coefficient is multiplied by in a sample."""
-        line = np.zeros(self.count)
+        line = np.zeros(self._count)
         work = sample.work
         *shared, masked = attention_counts(work)
-        line[: len(self._knots)] = hat_weights(self._knots, work.rows)
+        line[: len(self._knots)] = self._shares(work.rows)
         line[self._rest] = work.rest_rows
         first = self._types[cache.types]
         # The first types' rows are the knots themselves.
         line[first] = 0.0 if cache.types == self._first_types else work.rows
-        line[first + 1 : first + 1 + _NUM_SHARED] = shared
+        by_depth, others = shared[: len(DEPTHS)], shared[len(DEPTHS) :]
+        beyond = np.cumsum(by_depth[::-1])[::-1]
+        line[first + 1 : first + 1 + _NUM_SHARED] = [*beyond, *others]
         line[self._unified] = work.rows if cache.unified else 0.0
         line[self._masked[cache]] = masked
         return line
 
-    def smoothness(self, largest: _Matrix) -> Iterator[_Matrix]:
-        """Lines whose product with the solution should be zero. largest: of each column."""
+    def _shares(self, num_rows: int) -> list[float]:
+        """Of what each knot adds: all of it at the knot, nothing at the one before."""
+        shares = [1.0]
+        for low, high in pairwise(self._knots):
+            shares.append(max(0.0, min(1.0, (num_rows - low) / (high - low))))
+        if num_rows > self._knots[-1] and len(self._knots) > 1:
+            low, high = self._knots[-2:]
+            shares[-1] = (num_rows - low) / (high - low)
+        return shares
+
+    def straightness(self, samples: Samples) -> Iterator[_Matrix]:
+        """Lines whose product with the solution is how far a knot strays from its neighbours' line,
+        as a share of its seconds; weighted."""
         for index in range(1, len(self._knots) - 1):
             low, knot, high = self._knots[index - 1 : index + 2]
+            at_knot_s = min(
+                sample.seconds * sample.speed
+                for of_cache in samples.values()
+                for sample in of_cache
+                if sample.work.rows == knot
+            )
             share = (knot - low) / (high - low)
-            line = np.zeros(self.count)
-            line[index - 1 : index + 2] = share - 1, 1.0, -share
-            yield _SMOOTH_KNOTS * largest[index] * line
-        for first in self._types.values():
-            for depth in range(first + 2, first + 1 + len(DEPTHS)):
-                line = np.zeros(self.count)
-                line[depth - 1 : depth + 1] = -1.0, 1.0
-                if largest[depth]:
-                    yield _SMOOTH_DEPTHS * max(largest[depth - 1 : depth + 1]) * line
+            line = np.zeros(self._count)
+            line[index : index + 2] = 1 - share, -share
+            yield _STRAIGHT / at_knot_s * line
 
-    def cost(self, cache: Cache, solution: _Matrix, is_settled: list[bool]) -> StepCost:
+    def cost(self, cache: Cache, solution: _Matrix, *, has_tiles: bool) -> StepCost:
         """What no sample tells is like what is nearest: a depth like the one above it, many rows
         like few."""
         first = self._types[cache.types]
         row_s = float(solution[first] + cache.unified * solution[self._unified])
-        shared = solution[first + 1 : first + 1 + _NUM_SHARED].tolist()
-        has = is_settled[first + 1 : first + 1 + _NUM_SHARED]
-        pair_s = shared[: len(DEPTHS)]
-        for depth in range(1, len(DEPTHS)):
-            if not has[depth]:
-                pair_s[depth] = pair_s[depth - 1]
-        wide_pair_s, tile_pair_s, cell_s, tile_cell_s = shared[len(DEPTHS) :]
+        rows_s = np.cumsum(solution[: len(self._knots)]) + row_s * np.array(self._knots)
+        shared = solution[first + 1 : first + 1 + _NUM_SHARED]
+        pair_s = np.cumsum(shared[: len(DEPTHS)]).tolist()
+        wide_pair_s, tile_pair_s, cell_s, tile_cell_s = shared[len(DEPTHS) :].tolist()
         return StepCost(
             rows=self._knots,
-            rows_s=[
-                float(solution[index]) + knot * row_s for index, knot in enumerate(self._knots)
-            ],
+            rows_s=rows_s.tolist(),
             rest_s=float(solution[self._rest]),
             pair_s=pair_s,
-            wide_pair_s=wide_pair_s if has[len(DEPTHS)] else pair_s[0],
+            wide_pair_s=wide_pair_s if has_tiles else pair_s[0],
             tile_pair_s=tile_pair_s,
             cell_s=cell_s,
             tile_cell_s=tile_cell_s,
@@ -198,20 +214,21 @@ class _Columns:
         )
 
 
-def _robust_nnls(matrix: _Matrix, seconds: _Matrix, columns: _Columns) -> _Matrix:
-    """Relative errors, squared; those of outliers weighed down, again and again (Huber's)."""
+def _robust_nnls(matrix: _Matrix, seconds: _Matrix, priors: Sequence[_Matrix]) -> _Matrix:
+    """Relative errors, squared; those of outliers weighed down, again and again (Huber's).
+
+    priors: lines whose products with the solution should be zero.
+    """
     relative = matrix / seconds[:, None]
-    largest = relative.max(axis=0)
-    smooth = list(columns.smoothness(largest))
-    # Columns are of very different size: knots near 1, pairs of cells near 1e6.
-    scale = np.maximum(largest, 1e-300)
+    # Columns are of very different size: rows near 1, pairs of cells near 1e6.
+    scale = np.maximum(relative.max(axis=0), 1e-300)
     relative = relative / scale
-    extra = np.array(smooth).reshape(len(smooth), columns.count) / scale
+    extra = np.array(priors).reshape(len(priors), len(scale)) / scale
     weights = np.ones(len(seconds))
     for _ in range(_NUM_REWEIGHTS):
         solution, _ = nnls(
             np.vstack([relative * weights[:, None], extra]),
-            np.concatenate([weights, np.zeros(len(smooth))]),
+            np.concatenate([weights, np.zeros(len(priors))]),
         )
         errors = np.abs(relative @ solution - 1)
         limit = _OUTLIER * max(_LEAST_SCATTER, float(np.median(errors)))

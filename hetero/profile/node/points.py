@@ -16,6 +16,13 @@ from hetero.profile.work import TILE_ROWS, Work, chunk_work, step_work
 _LEAST_CELLS = 16
 _TOUR_POINTS = 6
 
+# How often cells of sequences that are not in the step lie in the same cache: while a prompt is
+# read beside a batch. A prefill node reads one prompt at a time, and a batch is all that decodes.
+_WITH_OTHERS = 0.25
+
+# How many prompts begin with their first token: those that are not a conversation's next turn.
+_NOTHING_CACHED = 0.4
+
 
 @dataclass(frozen=True)
 class Point:
@@ -59,18 +66,26 @@ def corners(role: Role, domain: Domain) -> list[Point]:
     return near + [_far(role, rows, domain) for rows in knots if _is_cheap(role, rows, knots)]
 
 
-def few_corners(role: Role, domain: Domain, *, with_tiles: bool) -> list[Point]:
+def few_corners(role: Role, domain: Domain, *, with_tiles: bool, with_others: bool) -> list[Point]:
     """Of a cache whose rows cost what another's do: what tells its attention, cheaply.
 
     with_tiles: more than one tile of rows, too, for types whose attention is not known yet.
+    with_others: beside all cells that the other sequences of a unified cache may hold.
     """
     most = (4 if with_tiles else 1) * TILE_ROWS
     knots = [rows for rows in domain.knots(role) if rows <= most]
     short = _LEAST_CELLS if role == "decode" else 0
     some = sorted({knots[0], knots[len(knots) // 2], min(TILE_ROWS, knots[-1]), knots[-1]})
-    return [Point(role, rows, _cells(role, rows, short)) for rows in some] + [
-        _far(role, rows, domain) for rows in some
-    ]
+    points = [Point(role, rows, _cells(role, rows, short)) for rows in some]
+    points += [_far(role, rows, domain) for rows in some]
+    if with_others and domain.max_sequences > 1:
+        others = (domain.context_tokens - 1,) * (domain.max_sequences - 1)
+        # One sequence of a batch, or any chunk.
+        points += [
+            Point(role, rows, (short, *others))
+            for rows in (some if role == "prefill" else some[:1])
+        ]
+    return points
 
 
 def _far(role: Role, rows: int, domain: Domain) -> Point:
@@ -85,19 +100,19 @@ def _is_cheap(role: Role, rows: int, knots: list[int]) -> bool:
 
 
 def tour(role: Role, domain: Domain, unified: bool, random: np.random.Generator) -> Iterator[Point]:
-    """A few points of random rows, contexts shrinking."""
+    """A few points of random rows, rows and contexts shrinking."""
     num_sequences = domain.max_sequences
-    if role == "prefill" and not unified:
-        num_sequences = 1  # others' streams are not scanned
+    has_others = unified and random.random() < _WITH_OTHERS
     cells = _lengths(random, domain.context_tokens, num_sequences)
-    if role == "prefill":
-        # Others' cells beside the prompt's: none in half of the tours, as on a node of its own.
-        cells[1:] *= random.random() < 0.5
-    for _ in range(_TOUR_POINTS):
-        rows = round(float(np.exp(random.uniform(0, np.log(domain.most_rows(role))))))
+    if role == "prefill" and random.random() < _NOTHING_CACHED:
+        cells[0] = 0
+    logarithms = random.uniform(0, np.log(domain.most_rows(role)), _TOUR_POINTS)
+    for rows in sorted(np.exp(logarithms).round().astype(int).tolist(), reverse=True):
         appended = rows if role == "prefill" else 1
         room = max(0, domain.context_tokens - appended)
-        yield Point(role, rows, tuple(min(int(have), room) for have in cells))
+        in_step = 1 if role == "prefill" else rows
+        held = cells if has_others else cells[:in_step]
+        yield Point(role, rows, tuple(min(int(have), room) for have in held))
         shorter = cells * random.uniform(0.4, 1, num_sequences)
         cells = np.where(random.random(num_sequences) < 0.5, cells, shorter)
         cells = np.where(cells > 0, np.maximum(cells, _LEAST_CELLS), 0)
