@@ -98,7 +98,7 @@ def test_a_links_profile_is_read_back_and_is_no_nodes(tmp_path):
     path = tmp_path / "link.yaml"
     write_profile(link_profile(), path)
     assert read_profile(path) == link_profile()
-    with pytest.raises(ConfigError, match="kind: need a node's profile, have a link's"):
+    with pytest.raises(ConfigError, match="kind: need a node's profile, have another"):
         read_node_profile(path)
 
 

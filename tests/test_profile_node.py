@@ -102,6 +102,16 @@ def test_a_measured_step_is_predicted_from_its_own_profile(profiled):
             assert 0.1 < fit.cost.seconds(sample.work) / (sample.seconds * sample.speed) < 10
 
 
+@pytest.mark.parametrize("sizes", [["--chunk", "16"], ["--chunk", "4096", "--context", "64"]])
+def test_chunks_shorter_than_usual_or_longer_than_a_context_are_measured(sizes, tmp_path):
+    path = tmp_path / "p.yaml"
+    common = ["--budget", "5", "--slots", "2", "--threads", "1", "--kv", "q8_0"]
+    run = main.main(["profile", "node", "-m", "demo", *common, *sizes, "-o", str(path)])
+    assert run == 0
+    longest = 16 if "16" in sizes else 64
+    assert {fit.chunk_tokens for fit in read_profile(path).fits} == {longest}
+
+
 def test_without_a_model_a_profile_is_of_the_machine(tmp_path, capsys):
     path = tmp_path / "machine.yaml"
     assert main.main(["profile", "node", "--budget", "5", "-o", str(path)]) == 0
@@ -138,7 +148,7 @@ def test_bad_usage_is_refused_before_anything_is_measured(arguments, complaint, 
 
 
 def test_contexts_beyond_memory_are_refused_with_the_way_out(tmp_path, capsys):
-    sizes = ["--slots", "256", "--context", "1048576", "--budget", "5"]
+    sizes = ["--slots", "255", "--context", "1048576", "--budget", "5"]
     assert main.main(["profile", "node", "-m", "demo", *sizes, "-o", str(tmp_path / "p")]) in (1, 2)
     assert "fewer --slots or a shorter --context" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()

@@ -35,7 +35,7 @@ def node(
     kv: Annotated[
         str, typer.Option(metavar="K/V,...", help="Pairs of cache types: q8_0, f16, q8_0/q4_0 ...")
     ] = "q8_0,f16",
-    slots: Annotated[int, typer.Option(min=1, max=256, help="Sequences at once.")] = 8,
+    slots: Annotated[int, typer.Option(min=1, max=255, help="Sequences at once.")] = 8,
     context: Annotated[int, typer.Option(min=64, max=2**20, help="Tokens of a sequence.")] = 4096,
     chunk: Annotated[int, typer.Option(min=1, max=8192, help="Tokens of a prefill step.")] = 512,
     threads: Annotated[

@@ -40,7 +40,7 @@ def found_settings(
     threads = ", ".join(
         f"{role} {found.threads} threads" for role, found in profile.settings.items()
     )
-    print_progress(f"as {path} found best: {threads}")
+    print_progress(f"{path} found best for a node alone: {threads}")
     for line in _doubts(profile):
         print_progress(f"{path} may be stale: {line}; measure again with `hetero profile node`")
     return dict(profile.settings)

@@ -303,7 +303,7 @@ def _tuned(
     found = plan.settings.get(role)
     if found is None:
         return config
-    is_alone = plan.num_prefill + plan.num_decode == 1
+    is_alone = plan.num_prefill + plan.num_decode == 1 and plan.threads is None
     config = msgspec.structs.replace(
         config, load=found.load, cpus=tuple(found.cpus) if is_alone else ()
     )

@@ -53,11 +53,12 @@ def agreement(a: NodeProfile, b: NodeProfile) -> Agreement:
     for what, ours, theirs in zip(("host", "CPU", "model"), _whose(a), _whose(b), strict=True):
         if ours != theirs:
             raise ConfigError(f"{what}: need two runs on one, have {ours} and {theirs}")
-    others = {(fit.role, fit_name(fit)): fit for fit in b.fits}
-    names = {(fit.role, fit_name(fit)) for fit in a.fits}
+    sampled = [fit for fit in a.fits if fit.samples]  # the others are estimates
+    others = {(fit.role, fit_name(fit)): fit for fit in b.fits if fit.samples}
+    names = {(fit.role, fit_name(fit)) for fit in sampled}
     unmatched = [f"{role} {name}" for role, name in others if (role, name) not in names]
     fits = []
-    for fit in a.fits:
+    for fit in sampled:
         name = fit_name(fit)
         other = others.get((fit.role, name))
         works = [] if other is None else list(_shared_steps(fit, other))

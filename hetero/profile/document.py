@@ -63,7 +63,7 @@ def read_node_profile(path: Path) -> NodeProfile:
     """Raises: ConfigError as `read_profile` does, and for a link's."""
     profile = read_profile(path)
     if not isinstance(profile, NodeProfile):
-        raise ConfigError(f"{path}: kind: need a node's profile, have a link's")
+        raise ConfigError(f"{path}: kind: need a node's profile, have another")
     return profile
 
 

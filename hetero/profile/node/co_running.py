@@ -24,18 +24,19 @@ def prefill_beside_decode(rig: StepRig, num_sequences: int, cells: int) -> CoRun
     the chunk does to the caches is all, for the two never run at the same moment."""
     rig.hold([cells] * num_sequences)
     prompt = num_sequences  # the sequence after those that decode
+    chunk = min(_CHUNK_TOKENS, rig.chunk_tokens)
     alone, beside, chunks, chunks_beside = [], [], [], []
     for _ in range(_NUM_ROUNDS):
         rig.time_step(num_sequences)
         alone.append(rig.time_step(num_sequences))
-        rig.time_chunk(_CHUNK_TOKENS, prompt)
-        chunks.append(rig.time_chunk(_CHUNK_TOKENS, prompt))
+        rig.time_chunk(chunk, prompt)
+        chunks.append(rig.time_chunk(chunk, prompt))
         beside.append(rig.time_step(num_sequences))
-        chunks_beside.append(rig.time_chunk(_CHUNK_TOKENS, prompt))
+        chunks_beside.append(rig.time_chunk(chunk, prompt))
     return CoRun(
         source="measured",
         what=f"decode step of {num_sequences}",
-        beside=f"prefill chunks of {_CHUNK_TOKENS} tokens on the same engine, in turns",
+        beside=f"prefill chunks of {chunk} tokens on the same engine, in turns",
         slowdown=median(beside) / median(alone),
         beside_slowdown=median(chunks_beside) / median(chunks),
     )

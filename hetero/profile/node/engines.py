@@ -83,7 +83,7 @@ class Engines(Owned):
                 step = partial(rig.time_step if role == "decode" else rig.time_chunk, rows)
                 self.tried[role] = time_threads(counts, rig.set_threads, step)
                 self.threads[role] = best(self.tried[role])
-        # f16 everywhere: at a pilot's few cells the types make no difference.
+        # At a pilot's few cells the types make no difference.
         self.pilots = Pilots(self._model, next(iter(self._layouts.values())), threads=self.threads)
 
     def survey(self, seconds: float, progress: Callable[[float], None]) -> None:

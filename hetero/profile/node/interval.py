@@ -5,6 +5,9 @@ from hetero.profile.node_profile import FitError, Noise
 # No interval is narrower than what two quiet runs of one machine differ by.
 _LEAST_ERROR = 0.03
 
+# Beyond it a prediction says nothing, and its inverse would be without end.
+_MOST_ERROR = 0.8
+
 # Where nothing was left out of a fit to test it: a guess.
 _UNTESTED_ERROR = 0.5
 
@@ -18,4 +21,5 @@ def interval_of(error: FitError | None, noise: Noise) -> tuple[float, float]:
     if noise.is_noisy:
         low, high = noise.speed
         share += max(1 / low - 1, high - 1)
-    return 1 / (1 + share), 1 + share
+    # The error is of predicted over measured, and this is the other way round.
+    return 1 / (1 + share), 1 / (1 - min(share, _MOST_ERROR))

@@ -20,7 +20,7 @@ from hetero.profile.node_profile import Role
 PilotName = Literal["memory", "compute"]
 PILOTS: tuple[PilotName, ...] = ("memory", "compute")
 
-# A few cells of an f16 cache: next to nothing beside the weights.
+# A few cells: next to nothing beside the weights.
 _CELLS = 16
 _CHUNK_TOKENS = 8
 

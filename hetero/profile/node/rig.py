@@ -65,6 +65,7 @@ class StepRig(Owned):
         self.unified = unified
         self.num_sequences = num_sequences
         self.context_tokens = context_tokens
+        self.chunk_tokens = chunk_tokens
         states = states or States(model, layout, num_threads=num_threads)
         self._longest = states.make(context_tokens, self.context.config.num_streams, seed=0)
         self._batch = Batch(max(chunk_tokens, num_sequences))

@@ -83,7 +83,7 @@ def profile_machine(options: NodeOptions, say: Say) -> MachineProfile:
         date=_now(),
         facts=facts,
         ceilings=ceilings,
-        provenance=_provenance(started, options),
+        provenance=_provenance(started, options, settings_now()),
     )
 
 
@@ -93,7 +93,8 @@ def profile_node(
     """Raises: HeteroError if the model can't be run here."""
     started = time.monotonic()
     layouts = {types: model_layout(model.spec, *types) for types in options.kv_types}
-    domain = Domain(options.slots, options.context_tokens, options.chunk_tokens)
+    chunk_tokens = min(options.chunk_tokens, options.context_tokens)
+    domain = Domain(options.slots, options.context_tokens, chunk_tokens)
     need_bytes = _check_memory(model.spec, layouts, domain)
     watch, throttles = CPUWatch(), throttle_counts()
     machine = profile_machine(options, say)
@@ -136,7 +137,8 @@ def profile_node(
         settings=settings,
         noise=noise,
         soak=soak,
-        provenance=_provenance(started, options),
+        # As they were before this process was settled on one node.
+        provenance=_provenance(started, options, machine.provenance.settings),
     )
 
 
@@ -225,12 +227,14 @@ def _check_memory(spec: ModelSpec, layouts: dict[KVTypes, KVLayout], domain: Dom
     return need_bytes
 
 
-def _provenance(started: float, options: NodeOptions) -> Provenance:
+def _provenance(
+    started: float, options: NodeOptions, settings: dict[str, str | None]
+) -> Provenance:
     about = provenance()
     return Provenance(
         commit=about["commit"],
         versions=about["versions"],
-        settings=settings_now(),
+        settings=settings,
         seconds=time.monotonic() - started,
         budget_s=options.budget_s,
     )
