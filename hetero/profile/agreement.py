@@ -10,12 +10,9 @@ from statistics import median
 import msgspec
 
 from hetero.errors import ConfigError
-from hetero.profile.node_profile import EngineFit, NodeProfile, Role, Sample
+from hetero.profile.node_profile import PILOT_OF, EngineFit, NodeProfile, Role, Sample
 from hetero.profile.rates import fit_name
 from hetero.profile.work import Work, chunk_work, step_work
-
-# Decoding waits for memory, reading a prompt for arithmetic.
-PILOTS: dict[Role, str] = {"decode": "memory", "prefill": "compute"}
 
 # Lines of the grid along rows, and along cells for each row.
 _LINES = 6
@@ -98,7 +95,7 @@ def _whose(profile: NodeProfile) -> tuple[str, str, str]:
 
 
 def _pilot_s(profile: NodeProfile, role: Role) -> float:
-    name = PILOTS[role]
+    name = PILOT_OF[role]
     if profile.noise is None or name not in profile.noise.pilot_s:
         raise ConfigError(f"noise.pilot_s of {profile.host}: need {name}, have none")
     return profile.noise.pilot_s[name]

@@ -22,11 +22,10 @@ from hetero.kv.layout import kv_layout
 from hetero.messages import ModelFingerprint
 from hetero.profile.efficiency import CLASSES, EXPERTS_SHARE, SOCKETS_SHARE, DeviceClass
 from hetero.profile.estimate_facts import ceilings_of, facts_of
-from hetero.profile.model_sizes import ModelSizes
+from hetero.profile.model_sizes import ModelSizes, model_shape
 from hetero.profile.node_profile import (
     CodecRates,
     EngineFit,
-    ModelShape,
     NodeProfile,
     Provenance,
     Role,
@@ -86,7 +85,7 @@ def estimate_profile(
     return NodeProfile(
         host=name,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=_model_shape(model, fingerprint),
+        model=model_shape(model, fingerprint),
         facts=facts_of(preset),
         ceilings=ceilings_of(preset),
         fits=[
@@ -236,22 +235,6 @@ def _fit(
         interval=(1 / spread, spread),
         error=None,
         samples=[],
-    )
-
-
-def _model_shape(model: ModelSizes, fingerprint: ModelFingerprint | None) -> ModelShape:
-    return ModelShape(
-        name=model.name,
-        fingerprint=fingerprint,
-        architecture=model.architecture,
-        quantization=model.quantization,
-        num_parameters=model.num_parameters,
-        weight_bytes=model.weight_bytes,
-        num_layers=model.num_layers,
-        num_kv_heads=model.num_kv_heads,
-        head_dim_k=model.head_dim_k,
-        head_dim_v=model.head_dim_v,
-        num_experts=model.num_experts,
     )
 
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import gguf
 
+from hetero.messages import ModelFingerprint
 from hetero.model.shapes import Shape, tensor_shapes
 from hetero.model.spec import ModelSpec
 from hetero.model.synth import tensor_type
+from hetero.profile.node_profile import ModelShape
 
 _UNQUANTIZED = ("f32", "f16", "bf16")
 
@@ -91,6 +93,23 @@ def spec_to_sizes(spec: ModelSpec) -> ModelSizes:
 def shape_to_sizes(shape: Shape, quant: str) -> ModelSizes:
     """As `hetero model synth` would write it."""
     return _sizes(shape, f"{shape.name}-{quant}", quant, _shape_bytes(shape, quant))
+
+
+def model_shape(model: ModelSpec | ModelSizes, fingerprint: ModelFingerprint | None) -> ModelShape:
+    """What a profile says of the model that it is of. fingerprint: None for random weights."""
+    return ModelShape(
+        name=model.name,
+        fingerprint=fingerprint,
+        architecture=model.architecture,
+        quantization=model.quantization,
+        num_parameters=model.num_parameters,
+        weight_bytes=model.weight_bytes,
+        num_layers=model.num_layers,
+        num_kv_heads=model.num_kv_heads,
+        head_dim_k=model.head_dim_k,
+        head_dim_v=model.head_dim_v,
+        num_experts=model.num_experts,
+    )
 
 
 def _shape_bytes(shape: Shape, quant: str) -> int:

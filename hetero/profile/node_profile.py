@@ -18,7 +18,12 @@ from hetero.profile.work import Work, chunk_work, step_work
 
 Source = Literal["measured", "fitted", "estimated"]
 Role = Literal["prefill", "decode"]
+PilotName = Literal["memory", "compute"]
 LoadMode = Literal["mmap", "read"]  # weights mapped from the page cache, or read into own memory
+
+
+# The pilot that resembles a role's work: decoding waits for memory, prefill for arithmetic.
+PILOT_OF: dict[Role, PilotName] = {"decode": "memory", "prefill": "compute"}
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,8 +1,9 @@
 """Fits of caches that were not measured, from those that were.
 
-A cell's bytes are read in proportion to them; what a pair's arithmetic takes is taken from the
+What a chunk reads of cells is in proportion to their bytes. What a pair takes is that of the
 nearest measured types, f16 and bf16 from such, quantized ones from quantized ones where there are
-any. Neither knows how fast a type is decoded, so the interval is wide.
+any: in a decode step nothing is scaled. Neither knows how fast a type is decoded, so the interval
+is wide.
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,7 +7,8 @@ when it was profiled: with them the machine's drift is divided out, and the figu
 among the arms.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,14 +22,13 @@ from hetero.experiment.profile_bench.settings import Settings
 from hetero.experiment.turns import quantile, timed_steps
 from hetero.llama.model import Model
 from hetero.messages import Sampling
-from hetero.profile.node.pilot import PilotName, Pilots
+from hetero.profile.node.pilot import Pilots
 from hetero.profile.node.rig import StepRig
-from hetero.profile.node_profile import EngineFit, NodeProfile, Role
+from hetero.profile.node_profile import PILOT_OF, EngineFit, NodeProfile, Role
 from hetero.profile.states import States
 
 _STEPS = 5
 _SEED = 20260
-_PILOT: dict[Role, PilotName] = {"decode": "memory", "prefill": "compute"}
 _SAMPLING = Sampling(ignore_eos=True)
 
 # A point: what was predicted and measured, both in seconds, and what it was.
@@ -50,15 +50,14 @@ def measure(
         }
         first = next(iter(states.values())).layout
         with Pilots(model, first, threads=threads) as pilots:
-            for role, pilot in _PILOT.items():
+            for role, pilot in PILOT_OF.items():
                 of_role = [fit for fit in fits if fit.role == role]
                 points: list[_Point] = []
                 first_run = pilots.run(pilot)
                 for index, fit in enumerate(of_role):
                     count = len(range(index, settings.num_points, len(of_role)))
-                    for point in _POINTS[role](
-                        settings, path, model, fit, states[fit.kv_k], random, count
-                    ):
+                    draw = _Draw(settings, path, model, fit, states[fit.kv_k], random)
+                    for point in draw.points(count):
                         points.append(point)
                         pilots.run(pilot)
                         say(
@@ -103,84 +102,80 @@ def _figures(name: str, role: Role, found: list[_Point], speeds: list[float]) ->
     ]
 
 
-def _decode_points(
-    settings: Settings,
-    path: Path,
-    model: Model,
-    fit: EngineFit,
-    states: States,
-    random: np.random.Generator,
-    count: int,
-) -> Iterator[_Point]:
-    """Batches of the node's own engine, contexts of any length, some a few tokens, some all."""
-    with DrivenEngine(
-        path,
-        states.layout,
-        num_slots=settings.slots,
-        context_tokens=settings.context_tokens,
-        num_threads=fit.threads,
-        sampling=_SAMPLING,
-        unified=fit.unified,
-    ) as driven:
-        for _ in range(count):
-            size = int(random.integers(1, settings.slots + 1))
-            # The first to arrive takes a step while each other one joins.
-            longest = settings.context_tokens - 2 * _STEPS - size
-            for seed in range(size):
-                length = _length(random, longest)
-                driven.arrive(states.make(length, driven.num_streams, seed), length)
-            driven.fill(size)
-            driven.step()
-            contexts = list(driven.lengths.values())
-            seconds = timed_steps(driven.step, _STEPS)
-            about = {"kv": fit.kv_k, "unified": fit.unified, "contexts": contexts}
-            predicted_s = fit.step_s([cells + _STEPS // 2 for cells in contexts])
-            yield predicted_s, median(seconds), about
-            for request in list(driven.lengths):
-                driven.leave(request)
+@dataclass(frozen=True)
+class _Draw:
+    """What points of one fit are drawn and measured with."""
 
+    settings: Settings
+    path: Path
+    model: Model
+    fit: EngineFit
+    states: States
+    random: np.random.Generator
 
-def _prefill_points(
-    settings: Settings,
-    path: Path,
-    model: Model,
-    fit: EngineFit,
-    states: States,
-    random: np.random.Generator,
-    count: int,
-) -> Iterator[_Point]:
-    """Whole prompts after some cached tokens of their own, or none."""
-    with StepRig(
-        model,
-        states.layout,
-        num_sequences=2,
-        context_tokens=settings.context_tokens,
-        unified=fit.unified,
-        num_threads=fit.threads,
-        chunk_tokens=settings.chunk_tokens,
-        states=states,
-    ) as rig:
-        for _ in range(count):
-            num_tokens = int(np.exp(random.uniform(np.log(16), np.log(settings.longest_prompt))))
-            room = settings.context_tokens - num_tokens
-            cached = int(random.integers(1, room)) if random.random() < 0.5 else 0
-            rig.hold([cached])
-            rig.time_chunk(min(16, num_tokens))  # the pilot has had the caches
-            seconds = 0.0
-            for first in range(0, num_tokens, settings.chunk_tokens):
-                rig.hold([cached + first])
-                seconds += rig.time_chunk(min(settings.chunk_tokens, num_tokens - first))
-            about = {"kv": fit.kv_k, "unified": fit.unified, "tokens": num_tokens, "cached": cached}
-            yield fit.prefill_s(num_tokens, cached) - fit.request_s, seconds, about
+    def points(self, count: int) -> Iterator[_Point]:
+        return self._decode(count) if self.fit.role == "decode" else self._prefill(count)
+
+    def _decode(self, count: int) -> Iterator[_Point]:
+        """Batches of the node's own engine, contexts of any length, some a few tokens, some all."""
+        settings, fit, random = self.settings, self.fit, self.random
+        with DrivenEngine(
+            self.path,
+            self.states.layout,
+            num_slots=settings.slots,
+            context_tokens=settings.context_tokens,
+            num_threads=fit.threads,
+            sampling=_SAMPLING,
+            unified=fit.unified,
+        ) as driven:
+            for _ in range(count):
+                size = int(random.integers(1, settings.slots + 1))
+                # The first to arrive takes a step while each other one joins.
+                longest = settings.context_tokens - 2 * _STEPS - size
+                for seed in range(size):
+                    length = _length(random, longest)
+                    driven.arrive(self.states.make(length, driven.num_streams, seed), length)
+                driven.fill(size)
+                driven.step()
+                contexts = list(driven.lengths.values())
+                seconds = timed_steps(driven.step, _STEPS)
+                about = {"kv": fit.kv_k, "unified": fit.unified, "contexts": contexts}
+                predicted_s = fit.step_s([cells + _STEPS // 2 for cells in contexts])
+                yield predicted_s, median(seconds), about
+                for request in list(driven.lengths):
+                    driven.leave(request)
+
+    def _prefill(self, count: int) -> Iterator[_Point]:
+        """Whole prompts after some cached tokens of their own, or none."""
+        settings, fit, random = self.settings, self.fit, self.random
+        chunk_tokens = settings.chunk_tokens
+        with StepRig(
+            self.model,
+            self.states.layout,
+            num_sequences=2,
+            context_tokens=settings.context_tokens,
+            unified=fit.unified,
+            num_threads=fit.threads,
+            chunk_tokens=chunk_tokens,
+            states=self.states,
+        ) as rig:
+            for _ in range(count):
+                logarithm = random.uniform(np.log(16), np.log(settings.longest_prompt))
+                num_tokens = int(np.exp(logarithm))
+                room = settings.context_tokens - num_tokens
+                cached = int(random.integers(1, room)) if random.random() < 0.5 else 0
+                rig.hold([cached])
+                rig.time_chunk(min(16, num_tokens))  # the pilot has had the caches
+                seconds = 0.0
+                for first in range(0, num_tokens, chunk_tokens):
+                    rig.hold([cached + first])
+                    seconds += rig.time_chunk(min(chunk_tokens, num_tokens - first))
+                about = {"kv": fit.kv_k, "unified": fit.unified}
+                about |= {"tokens": num_tokens, "cached": cached}
+                yield fit.prefill_s(num_tokens, cached) - fit.request_s, seconds, about
 
 
 def _length(random: np.random.Generator, longest: int) -> int:
     if random.random() < 0.5:
         return int(random.integers(16, longest))
     return int(np.exp(random.uniform(np.log(16), np.log(longest))))
-
-
-_POINTS: dict[Role, Callable[..., Iterator[_Point]]] = {
-    "decode": _decode_points,
-    "prefill": _prefill_points,
-}

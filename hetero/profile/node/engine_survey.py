@@ -15,19 +15,16 @@ import msgspec
 import numpy as np
 
 from hetero.profile.node.fitting import Cache
-from hetero.profile.node.pilot import PilotName, Pilots
+from hetero.profile.node.pilot import Pilots
 from hetero.profile.node.points import Domain, Point, corners, few_corners, tour
 from hetero.profile.node.rig import StepRig
 from hetero.profile.node.survey import Survey
-from hetero.profile.node_profile import Role, Sample
+from hetero.profile.node_profile import PILOT_OF, PilotName, Role, Sample
 
 OpenRig = Callable[[Cache], AbstractContextManager[StepRig]]
 Progress = Callable[[float], None]  # share of the budget that is spent
 
 ROLES: tuple[Role, Role] = ("decode", "prefill")
-
-# What a step is bound by, for the most part.
-_PILOT: dict[Role, PilotName] = {"decode": "memory", "prefill": "compute"}
 
 # Repeats of a point take about so long, but are no more than these.
 _POINT_S = 0.25
@@ -73,7 +70,7 @@ class EngineSurvey:
         """Until every cache is known well enough, or the time is over."""
         started = time.monotonic()
         self._deadline = started + seconds
-        for pilot in _PILOT.values():
+        for pilot in PILOT_OF.values():
             self._pilots.run(pilot)
         is_first_round = True
         while self._left_s() > 0 and (is_first_round or self._unsettled()):
@@ -128,7 +125,7 @@ class EngineSurvey:
             if again.seconds * again.speed < sample.seconds * sample.speed:
                 sample, before = again, before_again
         samples = survey.samples[cache]
-        self._flights.append(_Flight(survey, cache, len(samples), _PILOT[point.role], before))
+        self._flights.append(_Flight(survey, cache, len(samples), PILOT_OF[point.role], before))
         if is_drawn:
             survey.add_drawn(cache, sample)
         else:
@@ -139,7 +136,7 @@ class EngineSurvey:
     ) -> tuple[Sample, int]:
         """A sample, and the run of its pilot that came before it."""
         seconds = self._time(rig, point)
-        pilot = _PILOT[point.role]
+        pilot = PILOT_OF[point.role]
         before = self._pilots.run(pilot) - 1
         sample = Sample(
             work=point.work(cache.unified),

@@ -9,15 +9,13 @@ Two pilots, because bandwidth and clocks drift apart: `memory`, one row, reads a
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Literal
 
 from hetero.kv.layout import KVLayout
 from hetero.llama.library import Owned
 from hetero.llama.model import Model
 from hetero.profile.node.rig import StepRig
-from hetero.profile.node_profile import Role
+from hetero.profile.node_profile import PilotName, Role
 
-PilotName = Literal["memory", "compute"]
 PILOTS: tuple[PilotName, ...] = ("memory", "compute")
 
 # A few cells: next to nothing beside the weights.

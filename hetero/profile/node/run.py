@@ -20,12 +20,13 @@ from hetero.profile.facts.collect import collect_facts
 from hetero.profile.facts.meters import throttle_counts, throttled_between
 from hetero.profile.facts.report import Facts
 from hetero.profile.facts.state import settings_now
+from hetero.profile.model_sizes import model_shape
 from hetero.profile.node.cores import engine_cpus
 from hetero.profile.node.engines import EngineOptions, Engines, KVTypes
 from hetero.profile.node.noise import CPUWatch, judge
 from hetero.profile.node.points import Domain
 from hetero.profile.node.torch_fit import TorchFit, torch_device
-from hetero.profile.node_profile import MachineProfile, ModelShape, NodeProfile, Provenance
+from hetero.profile.node_profile import MachineProfile, NodeProfile, Provenance
 from hetero.profile.provenance import provenance
 
 # Of the budget. The rest is for loading the model, for its codecs, and for what can't be planned.
@@ -99,7 +100,7 @@ def profile_node(
     watch, throttles = CPUWatch(), throttle_counts()
     machine = profile_machine(options, say)
     home = _settle(machine.facts, need_bytes)
-    shape = shape_of(model.spec, model.fingerprint)
+    shape = model_shape(model.spec, model.fingerprint)
     on_gpu = _measure_torch(model, options, say)
     say(f"loading {model.path.name}")
     with (
@@ -139,22 +140,6 @@ def profile_node(
         soak=soak,
         # As they were before this process was settled on one node.
         provenance=_provenance(started, options, machine.provenance.settings),
-    )
-
-
-def shape_of(spec: ModelSpec, fingerprint: ModelFingerprint | None) -> ModelShape:
-    return ModelShape(
-        name=spec.name,
-        fingerprint=fingerprint,
-        architecture=spec.architecture,
-        quantization=spec.quantization,
-        num_parameters=spec.num_parameters,
-        weight_bytes=spec.weight_bytes,
-        num_layers=spec.num_layers,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim_k=spec.head_dim_k,
-        head_dim_v=spec.head_dim_v,
-        num_experts=spec.num_experts,
     )
 
 

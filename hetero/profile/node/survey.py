@@ -1,7 +1,7 @@
 """What is known so far of one role's steps, what is still wrong, and when to stop.
 
-Every point drawn at random is predicted before it is measured: that error is an honest one, and
-where it is large the fit gets a knot. No engine here: samples come in, predictions come out.
+Every point drawn at random is predicted before it is measured, and where the error is large the fit
+gets a knot. No engine here: samples come in, predictions come out.
 """
 
 from collections.abc import Sequence
