@@ -22,6 +22,9 @@ Samples = dict[str, list[float]]  # by the figure's name
 _KINDS = ("read", "copy", "triad")
 _REPEATS = 5
 
+# Shorter ones may not overlap on a busy machine, and then count for nothing.
+_LEAST_TURN_S = 0.05
+
 # STREAM's rule: arrays of four times the last-level caches.
 _CACHE_FACTOR = 4
 _LEAST_BYTES = 3 * 2**20
@@ -116,7 +119,7 @@ def _measure_cores(
                 _sample(workers, among, prefix, share * seconds, samples, say)
             first += len(ours)
         workers.prepare(Product)
-        turn_s = _F32_SHARE * seconds / _REPEATS
+        turn_s = max(_LEAST_TURN_S, _F32_SHARE * seconds / _REPEATS)
         rates = [workers.rate("f32", turn_s) / 1e12 for _ in range(_REPEATS)]
         samples["tflops.f32"] = rates
         say(f"f32: {median(rates):.2f} TFLOP/s")
@@ -126,7 +129,7 @@ def _sample(
     workers: Workers, among: slice, prefix: str, seconds: float, samples: Samples, say: Say
 ) -> None:
     """Kinds take turns, so that what else happens on the machine meets all of them."""
-    turn_s = seconds / _REPEATS / len(_KINDS)
+    turn_s = max(_LEAST_TURN_S, seconds / _REPEATS / len(_KINDS))
     for _ in range(_REPEATS):
         for kind in _KINDS:
             rate = workers.rate(kind, turn_s, among) / 1e9
