@@ -29,14 +29,14 @@ def test_a_quick_run_reports_every_figure(tmp_path, capsys):
 
 
 def test_errors_are_of_predictions_at_the_speed_the_machine_then_had():
-    points = [(1.0, 1.0, {}), (1.0, 2.0, {}), (3.0, 2.0, {})]
-    median, p90 = held_out._figures("m", "decode", points, [1.0, 0.5, 1.0])
-    assert median.arms["error_ratio"] == pytest.approx([0.0, 0.0, 0.5])
-    assert median.arms["error_as_clocked_ratio"] == pytest.approx([0.0, 0.5, 0.5])
-    assert (median.value, p90.value) == (0.0, 0.5)
+    points = [held_out._Point(*each, {}) for each in ((1.0, 2.0), (1.0, 1.0), (3.0, 2.0))]
+    median, p90 = held_out._figures("m", "decode", points, 0.5)
+    assert median.arms["error_ratio"] == pytest.approx([0.0, 1.0, 2.0])
+    assert median.arms["error_as_clocked_ratio"] == pytest.approx([0.5, 0.0, 0.5])
+    assert (median.value, p90.value) == (1.0, 2.0)
 
 
 def test_the_models_of_a_full_run_are_those_asked_for(tmp_path):
-    shapes = {name: shape for name, (shape, _) in full_settings(tmp_path).models.items()}
+    shapes = {name: model.shape for name, model in full_settings(tmp_path).models.items()}
     assert 50e6 <= shapes["kv-heavy"].num_parameters <= 150e6
     assert 1e9 <= shapes["1b"].num_parameters <= 1.3e9

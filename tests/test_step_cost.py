@@ -51,17 +51,17 @@ def test_weights_reproduce_constants_and_between_knots_lines(knots, num_rows):
 def test_a_steps_seconds_are_rows_and_pairs():
     for rows, seconds in ((1, 1.0), (6, 2.75), (12, 3.5)):
         assert (
-            COST.rows_seconds(Work(rows=rows, pairs=[9, 0, 0, 0, 0, 0], cells=9, masked=9))
+            COST.rows_seconds(Work(rows=rows, pairs=(9, 0, 0, 0, 0, 0), cells=9, masked=9))
             == seconds
         )
     assert (
-        COST.seconds(Work(rows=4, pairs=[6, 4, 0, 0, 0, 0], cells=3, masked=8)) == 2.5 + 5.0 + 2.0
+        COST.seconds(Work(rows=4, pairs=(6, 4, 0, 0, 0, 0), cells=3, masked=8)) == 2.5 + 5.0 + 2.0
     )
 
 
 def test_beyond_the_last_knot_a_falling_line_is_not_believed():
     falling = plain_cost([1, 4], [2.0, 1.0], pair_s=0.0, masked_s=0.0)
-    assert falling.rows_seconds(Work(rows=400, pairs=[0] * 6, cells=0, masked=0)) == 1.0
+    assert falling.rows_seconds(Work(rows=400, pairs=(0,) * 6, cells=0, masked=0)) == 1.0
 
 
 def test_each_kind_of_work_has_its_price():
@@ -76,14 +76,14 @@ def test_each_kind_of_work_has_its_price():
         tile_cell_s=48.0,
         masked_s=64.0,
     )
-    few = Work(rows=2, pairs=[1, 2, 3, 4, 5, 6], cells=5, masked=6)
+    few = Work(rows=2, pairs=(1, 2, 3, 4, 5, 6), cells=5, masked=6)
     # Two rows beyond the last four.
     assert cost.seconds(few) == 1 + 2 * 128 + (2 + 8 + 24 + 64 + 160 + 384) + 5 * 32 + 6 * 64
     # 65 rows of one sequence: the second tile of 64 is paid for, whatever their depth.
-    many = Work(rows=65, pairs=[65, 65, 0, 0, 0, 0], cells=5, masked=0)
+    many = Work(rows=65, pairs=(65, 65, 0, 0, 0, 0), cells=5, masked=0)
     assert cost.seconds(many) == 1 + 128 + 130 * 0.5 + 2 * 128 * 0.25 + 5 * 48
     # 65 sequences are no tile.
-    batch = Work(rows=65, pairs=[65, 65, 0, 0, 0, 0], cells=0, masked=0)
+    batch = Work(rows=65, pairs=(65, 65, 0, 0, 0, 0), cells=0, masked=0)
     assert cost.seconds(batch) == 1 + 128 + 65 * 2 + 65 * 4
 
 
@@ -106,12 +106,14 @@ def test_a_chunks_pairs_are_counted_by_depth(num_tokens, cached):
         sum(max(0, min(cells, end) - depth) for cells in visible)
         for depth, end in zip(DEPTHS, ends, strict=True)
     ]
-    assert chunk_work(num_tokens, cached, 0, unified=False).pairs == expected
+    assert chunk_work(num_tokens, cached, 0, unified=False).pairs == tuple(expected)
 
 
 def test_a_batchs_pairs_are_counted_by_depth():
     # 1024 of each, then 1024 and 1000 of them, 2048 and the last 904 of the one.
-    assert step_work([5000, 2024], 0, unified=False).pairs == [2048, 2024, 2048, 904, 0, 0]
+    assert step_work([5000, 2024], 0, unified=False).pairs == (2048, 2024, 2048, 904, 0, 0)
+    # In one pool they lie one after the other: 7024 cells, of which others' do not count.
+    assert step_work([5000, 2024], 500, unified=True).pairs == (1024, 1024, 2048, 2928, 0, 0)
 
 
 def test_others_cells_are_scanned_in_a_shared_cache_only():

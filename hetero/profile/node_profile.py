@@ -92,10 +92,11 @@ class Ceilings(_Section, frozen=True, kw_only=True):
 
 
 class Sample(_Section, frozen=True, kw_only=True):
-    """One point of a grid, measured a few times.
+    """One step, measured a few times.
 
-    seconds: the median, as the clock had it. speed: of the
-    machine at that moment, by its pilot, over its median speed; `seconds * speed` is fitted.
+    seconds: the fastest, as the clock had it, since what disturbs a step only ever adds. speed: of
+    the machine at that time, by its pilot, over its speed in the whole run; `seconds * speed` is
+    fitted.
     """
 
     work: Work
@@ -197,13 +198,16 @@ class RoleSettings(_Section, frozen=True, kw_only=True):
 
 
 class Noise(_Section, frozen=True, kw_only=True):
-    """How quiet the machine was. `speed`: of the pilot kernels, which bracket each measurement,
-    over their median."""
+    """How quiet the machine was.
+
+    pilot_s: of fixed steps, undisturbed (the lower quartile of all runs), so comparable over runs.
+    speed: of single runs of the pilots, over undisturbed ones: 5th and 95th percentile.
+    """
 
     is_noisy: bool
     reasons: list[str]
-    pilot_s: dict[str, Positive]  # the pilots' medians: fixed work, so comparable over runs
-    speed: tuple[Positive, Positive]  # 5th and 95th percentile
+    pilot_s: dict[str, Positive]
+    speed: tuple[Positive, Positive]
     others_cpu_share: NotNegative  # of the machine's processor time, taken by other processes
     steal_share: NotNegative | None  # taken by other guests of a virtual machine
     throttled: list[str]

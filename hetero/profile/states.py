@@ -20,7 +20,7 @@ from hetero.llama.model import Model
 from hetero.prefill.frame_plan import layer_groups, token_ranges
 
 _KINDS: tuple[Kind, Kind] = ("k", "v")
-_NUM_READ = 64
+_NUM_READ = 16
 
 
 class States:
@@ -58,20 +58,6 @@ class States:
                 rows = self._rows[kind][layer : layer + 1, drawn]
                 staging.place(_all_tokens(kind, layer, rows))
         return staging.blob
-
-
-def shortened(
-    blob: npt.NDArray[np.uint8], layout: KVLayout, num_cells: int, num_tokens: int, num_streams: int
-) -> npt.NDArray[np.uint8]:
-    """The first `num_tokens` of a state of `num_cells`, as a state of their own: a copy, where
-    making one would draw every row again."""
-    state = StateLayout(layout, num_cells, num_streams)
-    staging = StagingBlob(layout, num_tokens, num_streams)
-    for kind in _KINDS:
-        for layer in range(layout.num_layers):
-            rows = state.rows(blob, kind, layer)[None, :num_tokens]
-            staging.place(_all_tokens(kind, layer, rows))
-    return staging.blob
 
 
 def _all_tokens(kind: Kind, layer: int, rows: npt.NDArray[np.uint8]) -> RowFrame:

@@ -7,7 +7,8 @@ import msgspec
 
 from hetero.profile.quantities import NotNegative, OneOrMore
 
-# Where a context's parts begin, in cells: the deeper, the less of it is in any cache.
+# Where a context's parts begin, in cells: the longer what one head reads before the next one reads
+# its neighbours' bytes, the less of it is still in any cache.
 DEPTHS = (0, 1024, 2048, 4096, 8192, 16384)
 
 # llama.cpp multiplies repacked weights with so many rows at a time, the rest with one by one.
@@ -19,7 +20,9 @@ TILE_ROWS = 64
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """rows     tokens computed, of all sequences
-    pairs    of a row and a cell that it attends to, by the cell's depth in its sequence
+    pairs    of a row and a cell that it attends to, by the cell's depth: in its sequence, but in a
+             unified cache in all that the batch attends to, since there each head reads all rows'
+             cells before the next head does
     cells    that several rows attend to, so that they are read once for all of them; 0 in a decode
              step, where each sequence has one row
     masked   pairs of a row and a cell that is scanned but not attended to: other sequences' cells
@@ -28,7 +31,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """
 
     rows: OneOrMore
-    pairs: list[NotNegative]
+    pairs: tuple[NotNegative, ...]
     cells: NotNegative
     masked: NotNegative
 
@@ -69,7 +72,8 @@ def chunk_work(num_tokens: int, cached_tokens: int, other_cells: int, unified: b
 def step_work(contexts: Sequence[int], other_cells: int, unified: bool) -> Work:
     """A token for each sequence: in streams every row scans as many cells as the longest of the
     batch has, in a unified cache all cells in use."""
-    above = [float(sum(max(0, cells - depth) for cells in contexts)) for depth in DEPTHS]
+    parts = [sum(contexts)] if unified else contexts
+    above = [float(sum(max(0, cells - depth) for cells in parts)) for depth in DEPTHS]
     scanned = above[0] + other_cells if unified else max(contexts)
     return Work(
         rows=len(contexts),
@@ -86,5 +90,5 @@ def _pairs_beyond(depth: int, num_tokens: int, cached_tokens: int) -> float:
     return (first + last) * (last - first + 1) / 2 if last >= first else 0.0
 
 
-def _parts(above: Sequence[float]) -> list[float]:
-    return [more - less for more, less in pairwise([*above, 0.0])]
+def _parts(above: Sequence[float]) -> tuple[float, ...]:
+    return tuple(more - less for more, less in pairwise([*above, 0.0]))

@@ -2,16 +2,20 @@
 
 Points are drawn at random from what a node may meet, by nothing that the profiler draws from.
 Decode steps are those of the engine that nodes run, sampling and all; prompts are read in whole,
-chunk by chunk. Pilots beside each point tell how fast the machine is by then, against its speed
-when it was profiled: with them the machine's drift is divided out, and the figures without are
-among the arms.
+chunk by chunk, by the prefill engine where the cache is its own. A profile's seconds are those of
+an undisturbed machine, so each point is measured three times, several steps each, and the fastest
+counts. Pilots tell how fast the machine is by then, against its speed when it was profiled; with
+them its drift is divided out, and the figures without are among the arms.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,17 +26,30 @@ from hetero.experiment.profile_bench.settings import Settings
 from hetero.experiment.turns import quantile, timed_steps
 from hetero.llama.model import Model
 from hetero.messages import Sampling
+from hetero.prefill.engine import Slice
+from hetero.prefill.llama_engine import LlamaEngine
 from hetero.profile.node.pilot import Pilots
 from hetero.profile.node.rig import StepRig
 from hetero.profile.node_profile import PILOT_OF, EngineFit, NodeProfile, Role
 from hetero.profile.states import States
 
-_STEPS = 5
+_PASSES = 3
+_STEPS = 6
 _SEED = 20260
 _SAMPLING = Sampling(ignore_eos=True)
+_LEAST_TOKENS = 16
+_TOKEN = 5  # of text, any
 
-# A point: what was predicted and measured, both in seconds, and what it was.
-_Point = tuple[float, float, dict[str, Any]]
+_T = TypeVar("_T")
+_ReadPrompt = Callable[[tuple[int, int]], list[float]]  # (tokens, cached) -> seconds of chunks
+
+
+class _Point(NamedTuple):
+    """predicted, measured: seconds."""
+
+    predicted_s: float
+    measured_s: float
+    about: dict[str, Any]
 
 
 def measure(
@@ -53,38 +70,41 @@ def measure(
             for role, pilot in PILOT_OF.items():
                 of_role = [fit for fit in fits if fit.role == role]
                 points: list[_Point] = []
-                first_run = pilots.run(pilot)
                 for index, fit in enumerate(of_role):
                     count = len(range(index, settings.num_points, len(of_role)))
-                    draw = _Draw(settings, path, model, fit, states[fit.kv_k], random)
-                    for point in draw.points(count):
-                        points.append(point)
-                        pilots.run(pilot)
+                    draw = _Draw(
+                        settings=settings,
+                        path=path,
+                        model=model,
+                        fit=fit,
+                        longest_prompt=settings.models[name].longest_prompt,
+                        states=states[fit.kv_k],
+                        fly=partial(pilots.run, pilot),
+                    )
+                    for point in draw.points(count, random):
                         say(
-                            f"{name} {role}: predicted {point[0]:.4f} s, measured "
-                            f"{point[1]:.4f} s, {point[2]}"
+                            f"{name} {role}: predicted {point.predicted_s:.4f} s, measured "
+                            f"{point.measured_s:.4f} s, {point.about}"
                         )
-                now_s = [
-                    pilots.log.around_s(pilot, first_run + index) for index in range(len(points))
-                ]
-                speeds = [profile.noise.pilot_s[pilot] / around_s for around_s in now_s]
-                figures += _figures(name, role, points, speeds)
+                        points.append(point)
+                speed = profile.noise.pilot_s[pilot] / pilots.logs[pilot].undisturbed_s
+                figures += _figures(name, role, points, speed)
     return figures
 
 
-def _figures(name: str, role: Role, found: list[_Point], speeds: list[float]) -> list[Figure]:
-    errors = [
-        abs(predicted / (measured * speed) - 1)
-        for (predicted, measured, _), speed in zip(found, speeds, strict=True)
-    ]
+def _figures(name: str, role: Role, found: list[_Point], speed: float) -> list[Figure]:
+    """speed: of the machine, over what it was when it was profiled."""
+    errors = [abs(point.predicted_s / (point.measured_s * speed) - 1) for point in found]
     arms = {
         "error_ratio": errors,
-        "error_as_clocked_ratio": [abs(point[0] / point[1] - 1) for point in found],
-        "predicted_s": [point[0] for point in found],
-        "measured_s": [point[1] for point in found],
-        "speed_ratio": speeds,
+        "error_as_clocked_ratio": [
+            abs(point.predicted_s / point.measured_s - 1) for point in found
+        ],
+        "predicted_s": [point.predicted_s for point in found],
+        "measured_s": [point.measured_s for point in found],
+        "speed_ratio": [speed],
     }
-    parameters = {"points": [point[2] for point in found]}
+    parameters = {"points": [point.about for point in found]}
     return [
         Figure(
             name=f"held_out_{role}_{which}_{name}",
@@ -104,21 +124,32 @@ def _figures(name: str, role: Role, found: list[_Point], speeds: list[float]) ->
 
 @dataclass(frozen=True)
 class _Draw:
-    """What points of one fit are drawn and measured with."""
+    """What points of one fit are drawn and measured with. fly: the pilot, beside each point."""
 
     settings: Settings
     path: Path
     model: Model
     fit: EngineFit
+    longest_prompt: int
     states: States
-    random: np.random.Generator
+    fly: Callable[[], object]
 
-    def points(self, count: int) -> Iterator[_Point]:
-        return self._decode(count) if self.fit.role == "decode" else self._prefill(count)
+    def points(self, count: int, random: np.random.Generator) -> list[_Point]:
+        return (
+            self._decode(count, random)
+            if self.fit.role == "decode"
+            else self._prefill(count, random)
+        )
 
-    def _decode(self, count: int) -> Iterator[_Point]:
+    def _decode(self, count: int, random: np.random.Generator) -> list[_Point]:
         """Batches of the node's own engine, contexts of any length, some a few tokens, some all."""
-        settings, fit, random = self.settings, self.fit, self.random
+        settings, fit = self.settings, self.fit
+        # The first to arrive takes a step while each other one joins.
+        longest = settings.context_tokens - 2 * _STEPS - settings.slots
+        drawn = [
+            [_length(random, longest) for _ in range(random.integers(1, settings.slots + 1))]
+            for _ in range(count)
+        ]
         with DrivenEngine(
             self.path,
             self.states.layout,
@@ -128,54 +159,124 @@ class _Draw:
             sampling=_SAMPLING,
             unified=fit.unified,
         ) as driven:
-            for _ in range(count):
-                size = int(random.integers(1, settings.slots + 1))
-                # The first to arrive takes a step while each other one joins.
-                longest = settings.context_tokens - 2 * _STEPS - size
-                for seed in range(size):
-                    length = _length(random, longest)
-                    driven.arrive(self.states.make(length, driven.num_streams, seed), length)
-                driven.fill(size)
-                driven.step()
-                contexts = list(driven.lengths.values())
-                seconds = timed_steps(driven.step, _STEPS)
-                about = {"kv": fit.kv_k, "unified": fit.unified, "contexts": contexts}
-                predicted_s = fit.step_s([cells + _STEPS // 2 for cells in contexts])
-                yield predicted_s, median(seconds), about
-                for request in list(driven.lengths):
-                    driven.leave(request)
+            measured = _fastest(lambda point: [self._step_s(driven, point)], drawn)
+        about = {"kv": fit.kv_k, "unified": fit.unified}
+        return [
+            _Point(fit.step_s(lengths), seconds, about | {"contexts": lengths})
+            for lengths, (seconds,) in zip(drawn, measured, strict=True)
+        ]
 
-    def _prefill(self, count: int) -> Iterator[_Point]:
+    def _step_s(self, driven: DrivenEngine, lengths: Sequence[int]) -> float:
+        self.fly()
+        for seed, length in enumerate(lengths):
+            driven.arrive(self.states.make(length, driven.num_streams, seed), length)
+        driven.fill(len(lengths))
+        seconds = min(timed_steps(driven.step, _STEPS))
+        for request in list(driven.lengths):
+            driven.leave(request)
+        return seconds
+
+    def _prefill(self, count: int, random: np.random.Generator) -> list[_Point]:
         """Whole prompts after some cached tokens of their own, or none."""
-        settings, fit, random = self.settings, self.fit, self.random
-        chunk_tokens = settings.chunk_tokens
+        settings, fit = self.settings, self.fit
+        drawn = []
+        for _ in range(count):
+            num_tokens = _between(random, _LEAST_TOKENS, self.longest_prompt)
+            room = settings.context_tokens - num_tokens
+            has_cached = room > 1 and random.random() < 0.5
+            drawn.append((num_tokens, int(random.integers(1, room)) if has_cached else 0))
+        read = self._read_by_engine if fit.unified else self._read_by_rig
+        with read() as chunks_s:
+            measured = _fastest(chunks_s, drawn)
+        about = {"kv": fit.kv_k, "unified": fit.unified}
+        return [
+            _Point(
+                fit.prefill_s(num_tokens, cached) - fit.request_s,
+                sum(seconds),
+                about | {"tokens": num_tokens, "cached": cached},
+            )
+            for (num_tokens, cached), seconds in zip(drawn, measured, strict=True)
+        ]
+
+    @contextmanager
+    def _read_by_rig(self) -> Iterator[_ReadPrompt]:
+        """As a decode node's engine reads a prompt, into a stream."""
+        settings, fit = self.settings, self.fit
         with StepRig(
             self.model,
             self.states.layout,
             num_sequences=2,
             context_tokens=settings.context_tokens,
-            unified=fit.unified,
+            unified=False,
             num_threads=fit.threads,
-            chunk_tokens=chunk_tokens,
+            chunk_tokens=settings.chunk_tokens,
             states=self.states,
         ) as rig:
-            for _ in range(count):
-                logarithm = random.uniform(np.log(16), np.log(settings.longest_prompt))
-                num_tokens = int(np.exp(logarithm))
-                room = settings.context_tokens - num_tokens
-                cached = int(random.integers(1, room)) if random.random() < 0.5 else 0
-                rig.hold([cached])
-                rig.time_chunk(min(16, num_tokens))  # the pilot has had the caches
-                seconds = 0.0
-                for first in range(0, num_tokens, chunk_tokens):
-                    rig.hold([cached + first])
-                    seconds += rig.time_chunk(min(chunk_tokens, num_tokens - first))
-                about = {"kv": fit.kv_k, "unified": fit.unified}
-                about |= {"tokens": num_tokens, "cached": cached}
-                yield fit.prefill_s(num_tokens, cached) - fit.request_s, seconds, about
+
+            def chunks_s(prompt: tuple[int, int]) -> list[float]:
+                self.fly()
+                seconds = []
+                for first, num_tokens in self._chunks(*prompt):
+                    rig.hold([first])
+                    seconds.append(rig.time_chunk(num_tokens))
+                return seconds
+
+            yield chunks_s
+
+    @contextmanager
+    def _read_by_engine(self) -> Iterator[_ReadPrompt]:
+        """By the engine of a prefill node, to frames of rows."""
+        settings, fit = self.settings, self.fit
+        engine = LlamaEngine(
+            self.path,
+            self.states.layout,
+            context_tokens=settings.context_tokens,
+            num_threads=fit.threads,
+            chunk_tokens=settings.chunk_tokens,
+        )
+
+        def chunks_s(prompt: tuple[int, int]) -> list[float]:
+            self.fly()
+            num_tokens, cached = prompt
+            run = engine.start([_TOKEN] * (cached + num_tokens))
+            if cached:
+                engine.context.restore_sequence(0, self.states.make(cached, 1, seed=0))
+                run.num_read = cached
+            seconds = []
+            for _, size in self._chunks(num_tokens, cached):
+                started = time.perf_counter()
+                for _ in engine.read([Slice(run, size)]):
+                    pass
+                seconds.append(time.perf_counter() - started)
+            engine.end(run)
+            return seconds
+
+        try:
+            yield chunks_s
+        finally:
+            engine.close()
+
+    def _chunks(self, num_tokens: int, cached: int) -> Iterator[tuple[int, int]]:
+        """Of a prompt: cells before it, and tokens."""
+        chunk_tokens = self.settings.chunk_tokens
+        for first in range(0, num_tokens, chunk_tokens):
+            yield cached + first, min(chunk_tokens, num_tokens - first)
+
+
+def _fastest(time_parts: Callable[[_T], list[float]], drawn: Sequence[_T]) -> list[list[float]]:
+    """Seconds of each part of each point: the fastest of some passes over all points."""
+    passes = [[time_parts(point) for point in drawn] for _ in range(_PASSES)]
+    return [
+        [min(parts) for parts in zip(*found, strict=True)] for found in zip(*passes, strict=True)
+    ]
 
 
 def _length(random: np.random.Generator, longest: int) -> int:
     if random.random() < 0.5:
-        return int(random.integers(16, longest))
-    return int(np.exp(random.uniform(np.log(16), np.log(longest))))
+        return int(random.integers(_LEAST_TOKENS, longest))
+    return _between(random, _LEAST_TOKENS, longest)
+
+
+def _between(random: np.random.Generator, low: int, high: int) -> int:
+    """Any order of magnitude as likely as another."""
+    return int(np.exp(random.uniform(np.log(low), np.log(high))))

@@ -7,18 +7,26 @@ from pathlib import Path
 from hetero.model.shapes import SHAPES, Shape
 
 
+@dataclass(frozen=True)
+class BenchModel:
+    """longest_prompt: tokens; a large model reads them too slowly for more."""
+
+    shape: Shape
+    quant: str
+    longest_prompt: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """models: by the name that --only takes: a shape and its quantization."""
+    """models: by the name that --only takes."""
 
     folder: Path
-    models: Mapping[str, tuple[Shape, str]]
+    models: Mapping[str, BenchModel]
     num_points: int  # of each role
     budget_s: float
     slots: int
     context_tokens: int
     chunk_tokens: int
-    longest_prompt: int
 
 
 def full_settings(folder: Path) -> Settings:
@@ -26,15 +34,14 @@ def full_settings(folder: Path) -> Settings:
     return Settings(
         folder=folder,
         models={
-            "kv-heavy": (_kv_heavy(), "f16"),
-            "1b": (SHAPES["llama-3.2-1b"], "q4_0"),
+            "kv-heavy": BenchModel(_kv_heavy(), "f16", 4095),
+            "1b": BenchModel(SHAPES["llama-3.2-1b"], "q4_0", 1024),
         },
         num_points=30,
         budget_s=180.0,
         slots=8,
         context_tokens=4096,
         chunk_tokens=512,
-        longest_prompt=1024,
     )
 
 
@@ -43,13 +50,12 @@ def quick_settings(folder: Path) -> Settings:
                    num_kv_heads=2, ffn_size=256, vocab_size=1000)  # fmt: skip
     return replace(
         full_settings(folder),
-        models={"tiny": (tiny, "q8_0")},
+        models={"tiny": BenchModel(tiny, "q8_0", 128)},
         num_points=4,
         budget_s=10.0,
         slots=2,
         context_tokens=256,
         chunk_tokens=64,
-        longest_prompt=128,
     )
 
 

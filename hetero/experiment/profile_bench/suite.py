@@ -38,7 +38,9 @@ def measure_profiles(
     """Raises: ConfigError for a model that is not among the settings'."""
     parameters = asdict(settings) | {
         "folder": None,
-        "models": {name: f"{s.name}-{quant}" for name, (s, quant) in settings.models.items()},
+        "models": {
+            name: f"{model.shape.name}-{model.quant}" for name, model in settings.models.items()
+        },
     }
     report: dict[str, Any] = {"benchmark": "profile", **provenance(), "parameters": parameters}
     measurements = (
@@ -49,8 +51,8 @@ def measure_profiles(
 
 
 def _measure(settings: Settings, name: str, say: Say) -> list[Figure]:
-    shape, quant = settings.models[name]
-    path = model_file(settings.folder, shape, quant, say)
+    model = settings.models[name]
+    path = model_file(settings.folder, model.shape, model.quant, say)
     outputs = [settings.folder / f"{name}-{run}.profile.yaml" for run in ("first", "second")]
     runs = [_profile(settings, path, output, say) for output in outputs]
     first, second = (run.profile for run in runs)

@@ -6,20 +6,18 @@ knot, the others the ends.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from statistics import median
+from itertools import count
 
-import msgspec
 import numpy as np
 
 from hetero.profile.node.fitting import Cache
 from hetero.profile.node.pilot import Pilots
 from hetero.profile.node.points import Domain, Point, corners, few_corners, tour
 from hetero.profile.node.rig import StepRig
-from hetero.profile.node.survey import Survey
-from hetero.profile.node_profile import PILOT_OF, PilotName, Role, Sample
+from hetero.profile.node.survey import Survey, Timed
+from hetero.profile.node_profile import PILOT_OF, Role, Sample
 
 OpenRig = Callable[[Cache], AbstractContextManager[StepRig]]
 Progress = Callable[[float], None]  # share of the budget that is spent
@@ -27,22 +25,14 @@ Progress = Callable[[float], None]  # share of the budget that is spent
 ROLES: tuple[Role, Role] = ("decode", "prefill")
 
 # Repeats of a point take about so long, but are no more than these.
-_POINT_S = 0.25
-_MOST_REPEATS = 3
+_POINT_S = 0.3
+_MOST_REPEATS = 4
 
 # One point may take this share of what is left: large chunks of large models are left out.
 _MOST_OF_REST = 0.2
 
-
-@dataclass(frozen=True)
-class _Flight:
-    """Which pilots flew around a sample: what their speed is called is known at the end."""
-
-    survey: Survey
-    cache: Cache
-    index: int  # of the sample
-    pilot: PilotName
-    before: int  # run of the pilot; the next one came after the sample
+# Corners are measured in the first rounds, at two times of their own; then points are drawn.
+_CORNER_ROUNDS = 2
 
 
 class EngineSurvey:
@@ -63,104 +53,91 @@ class EngineSurvey:
         self._pilots = pilots
         self._threads = threads
         self._random = np.random.default_rng(0)
-        self._flights: list[_Flight] = []
         self._deadline = 0.0
+        self.num_skipped = 0  # steps that would have taken too long
 
     def run(self, seconds: float, progress: Progress) -> None:
         """Until every cache is known well enough, or the time is over."""
         started = time.monotonic()
         self._deadline = started + seconds
-        for pilot in PILOT_OF.values():
-            self._pilots.run(pilot)
-        is_first_round = True
-        while self._left_s() > 0 and (is_first_round or self._unsettled()):
-            # The first cache gets half of each round: the others share its knots.
-            for index, cache in enumerate(self._caches):
-                if not is_first_round and self._is_settled(cache):
-                    continue
-                share = 0.5 if index == 0 else 1 / (len(self._caches) - index)
-                until = time.monotonic() + share * self._left_s() / (1 if is_first_round else 2)
+        for round_ in count():
+            unsettled = [cache for cache in self._caches if not self._is_settled(cache)]
+            if not unsettled or self._left_s() <= 0:
+                break
+            for cache in unsettled:
                 with self._open_rig(cache) as rig:
-                    self._visit(rig, cache, until, is_first_round)
+                    self._visit(rig, cache, is_drawn=round_ >= _CORNER_ROUNDS)
                 progress((time.monotonic() - started) / seconds)
-            is_first_round = False
-        for flight in self._flights:
-            samples = flight.survey.samples[flight.cache]
-            samples[flight.index] = msgspec.structs.replace(
-                samples[flight.index],
-                speed=self._pilots.log.speed(flight.pilot, flight.before),
-            )
+        for role, survey in self.surveys.items():
+            survey.set_speeds(self._pilots.logs[PILOT_OF[role]].speed)
 
-    def _visit(self, rig: StepRig, cache: Cache, until: float, is_first: bool) -> None:
-        if is_first:
-            for role in ROLES:
-                for point in self._corners(role, cache):
-                    self._measure(rig, cache, point, is_drawn=False)
-        while time.monotonic() < until and not self._is_settled(cache):
-            for role in ROLES:
-                if self.surveys[role].is_settled(cache):
-                    continue
-                for point in tour(role, self._domain, cache.unified, self._random):
-                    if time.monotonic() < until:
-                        self._measure(rig, cache, point, is_drawn=True)
+    def _visit(self, rig: StepRig, cache: Cache, *, is_drawn: bool) -> None:
+        for role in ROLES:
+            if self.surveys[role].is_settled(cache):
+                continue
+            self._pilots.run(PILOT_OF[role])  # the last one was a cache ago
+            points = self._tour(role, cache) if is_drawn else self._corners(role, cache)
+            for point in points:
+                self._measure(rig, cache, point, is_drawn=is_drawn)
 
-    def _corners(self, role: Role, cache: Cache) -> list[Point]:
+    def _corners(self, role: Role, cache: Cache) -> Iterable[Point]:
         if cache == self._caches[0]:
             return corners(role, self._domain)
         is_first = next(each for each in self._caches if each.types == cache.types) == cache
         return few_corners(role, self._domain, with_tiles=is_first, with_others=cache.unified)
 
+    def _tour(self, role: Role, cache: Cache) -> Iterable[Point]:
+        return tour(role, self._domain, cache.unified, self._random)
+
     def _measure(self, rig: StepRig, cache: Cache, point: Point, *, is_drawn: bool) -> None:
         survey = self.surveys[point.role]
+        left_s = self._left_s()
+        if left_s <= 0:
+            return
         expected_s = survey.predict_s(cache, point)
-        if expected_s is not None and expected_s > _MOST_OF_REST * self._left_s():
+        if expected_s is not None and expected_s > _MOST_OF_REST * left_s:
+            self.num_skipped += 1
             return
-        if self._left_s() <= 0:
-            return
-        is_drawn = is_drawn and bool(survey.samples[cache])  # else there is nothing to test
-        sample, before = self._sample(rig, cache, point, is_drawn=is_drawn)
-        if is_drawn and survey.is_surprised_by(cache, sample):
-            # Something else ran, or the fit is wrong there: once more, and the better one counts.
-            again, before_again = self._sample(rig, cache, point, is_drawn=True)
-            if again.seconds * again.speed < sample.seconds * sample.speed:
-                sample, before = again, before_again
-        samples = survey.samples[cache]
-        self._flights.append(_Flight(survey, cache, len(samples), PILOT_OF[point.role], before))
-        if is_drawn:
-            survey.add_drawn(cache, sample)
-        else:
+        seconds = self._time(rig, point)
+        sample = self._sample(cache, point, seconds, is_drawn=is_drawn)
+        if expected_s is None or not is_drawn:
             survey.add(cache, sample)
+            return
+        first_ratio = survey.ratio(cache, sample)
+        if survey.is_slow(first_ratio):
+            # Something else ran, or the fit is wrong there: a few more repeats.
+            seconds += self._time(rig, point)
+            sample = self._sample(cache, point, seconds, is_drawn=True)
+        survey.add_drawn(cache, sample, first_ratio)
 
     def _sample(
-        self, rig: StepRig, cache: Cache, point: Point, *, is_drawn: bool
-    ) -> tuple[Sample, int]:
-        """A sample, and the run of its pilot that came before it."""
-        seconds = self._time(rig, point)
+        self, cache: Cache, point: Point, seconds: Sequence[float], *, is_drawn: bool
+    ) -> Timed:
+        """After another run of its pilot."""
         pilot = PILOT_OF[point.role]
-        before = self._pilots.run(pilot) - 1
+        run = self._pilots.run(pilot)
         sample = Sample(
             work=point.work(cache.unified),
-            seconds=median(seconds),
-            speed=self._pilots.log.speed(pilot, before),
+            seconds=min(seconds),
+            speed=self._pilots.logs[pilot].speed(run),
             repeats=len(seconds),
             drawn=is_drawn,
         )
-        return sample, before
+        return Timed(sample, run)
 
     def _time(self, rig: StepRig, point: Point) -> list[float]:
         rig.hold(point.cells)
         rig.set_threads(self._threads[point.role])
-        step = rig.time_step if point.role == "decode" else rig.time_chunk
-        first_s = step(point.rows)
-        repeats = min(_MOST_REPEATS, round(_POINT_S / first_s))
-        # Where there are several, the first warmed up: the pilot has had the caches.
-        return [step(point.rows) for _ in range(repeats)] or [first_s]
+        seconds: list[float] = []
+        while len(seconds) < _MOST_REPEATS and sum(seconds) < _POINT_S:
+            if point.role == "decode":
+                seconds.append(rig.time_step(point.rows))
+            else:
+                seconds.append(rig.time_chunk(point.rows, len(point.cells) - 1))
+        return seconds
 
     def _left_s(self) -> float:
         return self._deadline - time.monotonic()
 
     def _is_settled(self, cache: Cache) -> bool:
         return all(survey.is_settled(cache) for survey in self.surveys.values())
-
-    def _unsettled(self) -> list[Cache]:
-        return [cache for cache in self._caches if not self._is_settled(cache)]

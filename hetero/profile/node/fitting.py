@@ -4,11 +4,13 @@ The caches of one engine are fitted together, and share what physics says they s
 knots all of them, what attention reads of a cell those of equal types, whether streams or one pool.
 A cache's own is what its masked pairs cost. So all samples together settle the knots, and each
 cache needs only a few of its own.
+
+What disturbs a step only ever adds. So the fit is drawn to the fast side: a sample that is slower
+than predicted counts for less than one that is faster.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import mean, median
 
 import numpy as np
@@ -16,12 +18,13 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from hetero.profile.node_profile import FitError, Sample
-from hetero.profile.step_cost import StepCost, attention_counts
+from hetero.profile.step_cost import StepCost, attention_counts, hat_weights
 from hetero.profile.work import DEPTHS
 
-# A sample this many times further off than most counts for less: something else ran.
+# A sample this many times further off than most counts for less.
 _OUTLIER = 3.0
-_NUM_REWEIGHTS = 5
+_SLOW_OUTLIER = 1.0
+_NUM_REWEIGHTS = 8
 _NUM_FOLDS = 10
 
 # No fit of few samples is believed to be better than this.
@@ -30,6 +33,10 @@ _LEAST_SCATTER = 0.01
 # What a straight line through the knots weighs, as a share of a sample: the noise of a sample, 3%,
 # over how far a knot strays from its neighbours' line, 20%.
 _STRAIGHT = 0.15
+
+# What holds rows of one cache to those of another: a tenth of the largest step's seconds more or
+# less weighs as much as an error of a fiftieth in one sample.
+_ALIKE = 0.2
 
 # Of each pair of types: all counts of attention but the last, which is masked pairs.
 _NUM_SHARED = len(DEPTHS) + 4
@@ -78,8 +85,8 @@ def fit_costs(samples: Samples, knots: Sequence[int]) -> dict[Cache, StepCost]:
         for sample in of_cache:
             lines.append(columns.line(cache, sample))
             seconds.append(sample.seconds * sample.speed)
-    matrix = np.array(lines)
-    solution = _robust_nnls(matrix, np.array(seconds), list(columns.straightness(samples)))
+    priors = [*columns.straightness(samples), *columns.likeness(samples)]
+    solution = _robust_nnls(np.array(lines), np.array(seconds), priors)
     tiled = {
         cache.types
         for cache, of_cache in samples.items()
@@ -135,8 +142,8 @@ def _settled(knots: Sequence[int], samples: Samples) -> list[int]:
 class _Columns:
     """Which column of the system is which coefficient: what each knot adds to the one before it,
     and the rest rows; then, of each pair of types, its rows, and what its attention costs, each
-    depth in addition to the one above it; rows of a unified cache, which are exported; masked
-    pairs, by cache. Nothing is negative, so more rows never cost less, nor deeper cells."""
+    depth in addition to the one above it; rows by cache mode; masked pairs, by cache. Nothing is
+    negative, so more rows never cost less, nor deeper cells."""
 
     def __init__(self, caches: Sequence[Cache], knots: Sequence[int]) -> None:
         self._knots = list(knots)
@@ -144,37 +151,38 @@ class _Columns:
         of_types = 1 + _NUM_SHARED
         self._rest = len(knots)
         self._types = {each: self._rest + 1 + of_types * i for i, each in enumerate(types)}
-        self._unified = self._rest + 1 + of_types * len(types)
-        self._masked = {cache: self._unified + 1 + i for i, cache in enumerate(caches)}
-        self._first_types = types[0]
-        self._count = self._unified + 1 + len(caches)
+        modes = self._rest + 1 + of_types * len(types)
+        self._modes = {False: modes, True: modes + 1}  # by whether the cache is unified
+        self._masked = {cache: modes + 2 + i for i, cache in enumerate(caches)}
+        self._count = modes + 2 + len(caches)
 
     def line(self, cache: Cache, sample: Sample) -> _Matrix:
         """What each coefficient is multiplied by in a sample."""
         line = np.zeros(self._count)
         work = sample.work
         *shared, masked = attention_counts(work)
-        line[: len(self._knots)] = self._shares(work.rows)
+        weights = hat_weights(self._knots, work.rows)
+        line[: len(self._knots)] = np.cumsum(weights[::-1])[::-1]
         line[self._rest] = work.rest_rows
         first = self._types[cache.types]
-        # The first types' rows are the knots themselves.
-        line[first] = 0.0 if cache.types == self._first_types else work.rows
+        line[first] = line[self._modes[cache.unified]] = work.rows
         by_depth, others = shared[: len(DEPTHS)], shared[len(DEPTHS) :]
         beyond = np.cumsum(by_depth[::-1])[::-1]
         line[first + 1 : first + 1 + _NUM_SHARED] = [*beyond, *others]
-        line[self._unified] = work.rows if cache.unified else 0.0
         line[self._masked[cache]] = masked
         return line
 
-    def _shares(self, num_rows: int) -> list[float]:
-        """Of what each knot adds: all of it at the knot, nothing at the one before."""
-        shares = [1.0]
-        for low, high in pairwise(self._knots):
-            shares.append(max(0.0, min(1.0, (num_rows - low) / (high - low))))
-        if num_rows > self._knots[-1] and len(self._knots) > 1:
-            low, high = self._knots[-2:]
-            shares[-1] = (num_rows - low) / (high - low)
-        return shares
+    def likeness(self, samples: Samples) -> Iterator[_Matrix]:
+        """Lines that draw each column of rows to zero: the knots have rows already."""
+        most_rows, seconds = max(
+            (sample.work.rows, sample.seconds)
+            for of_cache in samples.values()
+            for sample in of_cache
+        )
+        for column in (*self._types.values(), *self._modes.values()):
+            line = np.zeros(self._count)
+            line[column] = _ALIKE * most_rows / seconds
+            yield line
 
     def straightness(self, samples: Samples) -> Iterator[_Matrix]:
         """Lines whose product with the solution is how far a knot strays from its neighbours' line,
@@ -196,7 +204,7 @@ class _Columns:
         """What no sample tells is like what is nearest: a depth like the one above it, many rows
         like few."""
         first = self._types[cache.types]
-        row_s = float(solution[first] + cache.unified * solution[self._unified])
+        row_s = float(solution[first] + solution[self._modes[cache.unified]])
         rows_s = np.cumsum(solution[: len(self._knots)]) + row_s * np.array(self._knots)
         shared = solution[first + 1 : first + 1 + _NUM_SHARED]
         pair_s = np.cumsum(shared[: len(DEPTHS)]).tolist()
@@ -209,13 +217,14 @@ class _Columns:
             wide_pair_s=wide_pair_s if has_tiles else pair_s[0],
             tile_pair_s=tile_pair_s,
             cell_s=cell_s,
-            tile_cell_s=tile_cell_s,
+            tile_cell_s=tile_cell_s if has_tiles else cell_s,
             masked_s=float(solution[self._masked[cache]]),
         )
 
 
 def _robust_nnls(matrix: _Matrix, seconds: _Matrix, priors: Sequence[_Matrix]) -> _Matrix:
-    """Relative errors, squared; those of outliers weighed down, again and again (Huber's).
+    """Relative errors, squared; outliers weighed down, again and again (Huber's), those that are
+    slow sooner.
 
     priors: lines whose products with the solution should be zero.
     """
@@ -230,8 +239,9 @@ def _robust_nnls(matrix: _Matrix, seconds: _Matrix, priors: Sequence[_Matrix]) -
             np.vstack([relative * weights[:, None], extra]),
             np.concatenate([weights, np.zeros(len(priors))]),
         )
-        errors = np.abs(relative @ solution - 1)
-        limit = _OUTLIER * max(_LEAST_SCATTER, float(np.median(errors)))
-        weights = np.sqrt(np.minimum(1, limit / np.maximum(errors, 1e-12)))
+        errors = relative @ solution - 1  # negative: slower than predicted
+        scatter = max(_LEAST_SCATTER, float(np.median(np.abs(errors))))
+        limits = np.where(errors < 0, _SLOW_OUTLIER, _OUTLIER) * scatter
+        weights = np.sqrt(np.minimum(1, limits / np.maximum(np.abs(errors), 1e-12)))
     result: _Matrix = solution / scale
     return result

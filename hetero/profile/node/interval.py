@@ -14,12 +14,11 @@ _UNTESTED_ERROR = 0.5
 
 def interval_of(error: FitError | None, noise: Noise) -> tuple[float, float]:
     """Of measured over predicted, 9 of 10: the fit's error on points it had not seen, wider for
-    few points, and by as far as the machine's own speed strayed if it was noisy."""
+    few points, times what a single step strays from an undisturbed one."""
     share = _UNTESTED_ERROR
     if error is not None:
         share = max(_LEAST_ERROR, error.p90 * (1 + 4 / error.num_points))
-    if noise.is_noisy:
-        low, high = noise.speed
-        share += max(1 / low - 1, high - 1)
+    slow, quick = noise.speed
     # The error is of predicted over measured, and this is the other way round.
-    return 1 / (1 + share), 1 / (1 - min(share, _MOST_ERROR))
+    low = 1 / (1 + share) / max(1.0, quick)
+    return low, 1 / (1 - min(share, _MOST_ERROR)) / min(1.0, slow)

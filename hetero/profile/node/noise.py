@@ -1,13 +1,14 @@
 """Whether the machine was quiet: who else computed, and how evenly the pilots flew."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import psutil
 
 from hetero.profile.facts.report import Power
-from hetero.profile.node.pilot import PILOTS, PilotLog
-from hetero.profile.node_profile import Noise
+from hetero.profile.node.pilot import PilotLog
+from hetero.profile.node_profile import Noise, PilotName
 
 # A desktop in use takes a few percent; more than this of all cores, and steps wait for them.
 _MOST_OTHERS = 0.05
@@ -62,7 +63,7 @@ class CPUWatch:
 
 
 def judge(
-    log: PilotLog,
+    logs: Mapping[PilotName, PilotLog],
     others_share: float,
     steal_share: float | None,
     throttled: Sequence[str],
@@ -76,13 +77,13 @@ def judge(
         reasons.append(f"other processes took {others_share:.0%} of the processor time")
     if steal_share is not None and steal_share > _MOST_STEAL:
         reasons.append(f"the host gave {steal_share:.0%} of the processor time to other guests")
-    low, high = speed_range(log)
+    low, high = speed_range(logs)
     if high / low - 1 > _WIDEST_SPEED:
-        reasons.append(f"a fixed step ran at {low:.2f} to {high:.2f} of its median speed")
+        reasons.append(f"a fixed step ran at {low:.2f} to {high:.2f} of its undisturbed speed")
     return Noise(
         is_noisy=bool(reasons),
         reasons=reasons,
-        pilot_s={name: log.typical_s(name) for name in PILOTS if log.seconds[name]},
+        pilot_s={name: log.undisturbed_s for name, log in logs.items() if log.seconds},
         speed=(low, high),
         others_cpu_share=others_share,
         steal_share=steal_share,
@@ -90,14 +91,13 @@ def judge(
     )
 
 
-def speed_range(log: PilotLog) -> tuple[float, float]:
+def speed_range(logs: Mapping[PilotName, PilotLog]) -> tuple[float, float]:
     """5th and 95th percentile of the pilots' speeds, of all pilots together."""
-    speeds = sorted(
-        log.typical_s(name) / seconds for name in PILOTS for seconds in log.seconds[name]
-    )
+    speeds = [log.undisturbed_s / seconds for log in logs.values() for seconds in log.seconds]
     if not speeds:
         return 1.0, 1.0
-    return speeds[int(0.05 * len(speeds))], speeds[min(len(speeds) - 1, int(0.95 * len(speeds)))]
+    low, high = np.quantile(speeds, [0.05, 0.95])
+    return float(low), float(high)
 
 
 def _own_s(process: psutil.Process) -> float:

@@ -4,11 +4,15 @@ Clocks change, neighbours come and go, virtual machines share memory buses. A pi
 own step at a size that never changes, so what slows one slows the other, and the ratio stays.
 Two pilots, because bandwidth and clocks drift apart: `memory`, one row, reads all weights once;
 `compute`, a chunk of rows, is bound by arithmetic.
+
+What disturbs a step comes and goes within a second and only ever adds, so steps are repeated and
+the fastest counts. Pilots are for what lasts longer, and their own disturbances must not blur it:
+a machine's speed is taken from the lower quartile of many.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from statistics import median
+
+import numpy as np
 
 from hetero.kv.layout import KVLayout
 from hetero.llama.library import Owned
@@ -18,42 +22,42 @@ from hetero.profile.node_profile import PilotName, Role
 
 PILOTS: tuple[PilotName, ...] = ("memory", "compute")
 
+_UNDISTURBED = 0.25  # of all runs are no slower
+_RUNS_TO_EACH_SIDE = 8
+
 # A few cells: next to nothing beside the weights.
 _CELLS = 16
 _CHUNK_TOKENS = 8
 
-# A step can be hit by an interrupt, and one is enough to be wrong by a tenth; a long one averages
-# over what hits it.
 _MOST_REPEATS = 3
 _LONG_S = 0.1
 
 
-@dataclass
 class PilotLog:
-    """Seconds of every run of each pilot, in order."""
+    """Seconds of every run of one pilot, in order."""
 
-    seconds: dict[PilotName, list[float]] = field(
-        default_factory=lambda: {name: [] for name in PILOTS}
-    )
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
 
-    def typical_s(self, name: PilotName) -> float:
-        return median(self.seconds[name])
+    @property
+    def undisturbed_s(self) -> float:
+        return _lower_quartile(self.seconds)
 
-    def around_s(self, name: PilotName, index: int) -> float:
-        """The pilot's seconds between run `index` and the next one: the median of two before and
-        two after, for a single run is as noisy as what it is to correct."""
-        return median(self.seconds[name][max(0, index - 1) : index + 3])
+    def around_s(self, index: int) -> float:
+        """Undisturbed seconds at about the time of run `index`."""
+        first = max(0, index - _RUNS_TO_EACH_SIDE)
+        return _lower_quartile(self.seconds[first : index + _RUNS_TO_EACH_SIDE + 1])
 
-    def speed(self, name: PilotName, index: int) -> float:
-        """Of the machine between run `index` and the next one, over its median speed."""
-        return self.typical_s(name) / self.around_s(name, index)
+    def speed(self, index: int) -> float:
+        """Of the machine at about run `index`, over that of the whole log."""
+        return self.undisturbed_s / self.around_s(index)
 
 
 class Pilots(Owned):
     """The two pilots of one model, on a small cache of their own."""
 
     def __init__(self, model: Model, layout: KVLayout, *, threads: Mapping[Role, int]) -> None:
-        self.log = PilotLog()
+        self.logs = {name: PilotLog() for name in PILOTS}
         self._threads = threads
         self._rig = StepRig(
             model,
@@ -69,21 +73,26 @@ class Pilots(Owned):
         self._rig.close()
 
     def run(self, name: PilotName) -> int:
-        """Fly one pilot; the index of this run in the log."""
+        """Fly one pilot; the index of this run in its log."""
         if name == "memory":
             self._rig.set_threads(self._threads["decode"])
             self._rig.hold([_CELLS])
-            seconds = _repeated(lambda: self._rig.time_step(1))
+            seconds = fastest_s(lambda: self._rig.time_step(1))
         else:
             self._rig.set_threads(self._threads["prefill"])
             self._rig.hold([])
-            seconds = _repeated(lambda: self._rig.time_chunk(_CHUNK_TOKENS))
-        self.log.seconds[name].append(median(seconds))
-        return len(self.log.seconds[name]) - 1
+            seconds = fastest_s(lambda: self._rig.time_chunk(_CHUNK_TOKENS))
+        self.logs[name].seconds.append(seconds)
+        return len(self.logs[name].seconds) - 1
 
 
-def _repeated(step: Callable[[], float]) -> list[float]:
+def fastest_s(step: Callable[[], float]) -> float:
+    """Of a few; a long step averages over what hits it, so one is enough."""
     seconds = [step()]
     while len(seconds) < _MOST_REPEATS and sum(seconds) < _LONG_S:
         seconds.append(step())
-    return seconds
+    return min(seconds)
+
+
+def _lower_quartile(seconds: list[float]) -> float:
+    return float(np.quantile(seconds, _UNDISTURBED))

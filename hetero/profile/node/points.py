@@ -1,7 +1,8 @@
 """What to measure: first the corners of what a node may meet, then points drawn at random.
 
 Lengthening a sequence's context costs a restore, shortening it nothing. So points come in tours:
-each sequence's context only shrinks along a tour, at a pace of its own.
+each stream's context only shrinks along a tour, at a pace of its own. In a unified cache what
+comes after a sequence that shrinks has to be put back, so only the last one does.
 """
 
 from collections.abc import Iterator
@@ -26,8 +27,8 @@ _NOTHING_CACHED = 0.4
 
 @dataclass(frozen=True)
 class Point:
-    """One step. decode: a row each for the first `rows` sequences; prefill: `rows` tokens of
-    sequence 0. cells: of every sequence, those not in the step too."""
+    """One step. decode: a row each for the first `rows` sequences; prefill: `rows` tokens of the
+    last one. cells: of every sequence, those not in the step too."""
 
     role: Role
     rows: int
@@ -35,7 +36,7 @@ class Point:
 
     def work(self, unified: bool) -> Work:
         if self.role == "prefill":
-            return chunk_work(self.rows, self.cells[0], sum(self.cells[1:]), unified)
+            return chunk_work(self.rows, self.cells[-1], sum(self.cells[:-1]), unified)
         return step_work(self.cells[: self.rows], sum(self.cells[self.rows :]), unified)
 
 
@@ -80,11 +81,10 @@ def few_corners(role: Role, domain: Domain, *, with_tiles: bool, with_others: bo
     points += [_far(role, rows, domain) for rows in some]
     if with_others and domain.max_sequences > 1:
         others = (domain.context_tokens - 1,) * (domain.max_sequences - 1)
-        # One sequence of a batch, or any chunk.
-        points += [
-            Point(role, rows, (short, *others))
-            for rows in (some if role == "prefill" else some[:1])
-        ]
+        if role == "prefill":
+            points += [Point(role, rows, (*others, short)) for rows in some]
+        else:
+            points.append(Point(role, some[0], (short, *others)))
     return points
 
 
@@ -101,21 +101,22 @@ def _is_cheap(role: Role, rows: int, knots: list[int]) -> bool:
 
 def tour(role: Role, domain: Domain, unified: bool, random: np.random.Generator) -> Iterator[Point]:
     """A few points of random rows, rows and contexts shrinking."""
-    num_sequences = domain.max_sequences
-    has_others = unified and random.random() < _WITH_OTHERS
-    cells = _lengths(random, domain.context_tokens, num_sequences)
-    if role == "prefill" and random.random() < _NOTHING_CACHED:
-        cells[0] = 0
     logarithms = random.uniform(0, np.log(domain.most_rows(role)), _TOUR_POINTS)
+    has_others = unified and random.random() < _WITH_OTHERS
+    count = domain.max_sequences if role == "decode" or has_others else 1
+    cells = _lengths(random, domain.context_tokens, count)
+    if role == "prefill" and random.random() < _NOTHING_CACHED:
+        cells[-1] = 0
     for rows in sorted(np.exp(logarithms).round().astype(int).tolist(), reverse=True):
-        appended = rows if role == "prefill" else 1
-        room = max(0, domain.context_tokens - appended)
-        in_step = 1 if role == "prefill" else rows
-        held = cells if has_others else cells[:in_step]
-        yield Point(role, rows, tuple(min(int(have), room) for have in held))
-        shorter = cells * random.uniform(0.4, 1, num_sequences)
-        cells = np.where(random.random(num_sequences) < 0.5, cells, shorter)
-        cells = np.where(cells > 0, np.maximum(cells, _LEAST_CELLS), 0)
+        if role == "decode" and not has_others:
+            cells = cells[:rows]
+        room = max(0, domain.context_tokens - (rows if role == "prefill" else 1))
+        yield Point(role, rows, tuple(min(int(have), room) for have in cells))
+        shrinks = random.random(len(cells)) < 0.5
+        if unified:
+            shrinks[:-1] = False
+        shorter = np.maximum(cells * random.uniform(0.4, 1, len(cells)), _LEAST_CELLS)
+        cells = np.where(shrinks & (cells > _LEAST_CELLS), shorter, cells)
 
 
 def _cells(role: Role, rows: int, each: int) -> tuple[int, ...]:

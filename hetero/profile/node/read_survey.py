@@ -10,12 +10,13 @@ import numpy as np
 
 from hetero.prefill.engine import PrefillEngine, PrefillRun, Slice
 from hetero.profile.node.fitting import Cache
+from hetero.profile.node.pilot import PilotLog
 from hetero.profile.node.points import Domain
-from hetero.profile.node.survey import Survey
+from hetero.profile.node.survey import Survey, Timed
 from hetero.profile.node_profile import Sample
 from hetero.profile.work import chunk_work
 
-# Fixed work between prompts; as everywhere, what slows it slows the prompt.
+# Of the pilot, between prompts.
 _PILOT_TOKENS = 64
 
 # A warmed-up slice of each size, then prompts at random.
@@ -34,7 +35,7 @@ class ReadSurvey:
         self.survey = Survey("prefill", [self.cache], domain.knots("prefill"))
         self._knots = domain.knots("prefill")
         self._random = np.random.default_rng(0)
-        self.pilot_s: list[float] = []
+        self.pilot = PilotLog()
 
     def run(self, seconds: float) -> None:
         """Until it is known well enough, or the time is over. Raises: the engine's errors."""
@@ -44,6 +45,7 @@ class ReadSurvey:
             self._read([rows] * _CORNER_REPEATS, is_drawn=False, deadline=deadline)
         while time.monotonic() < deadline and not self.survey.is_settled(self.cache):
             self._read(self._drawn_slices(), is_drawn=True, deadline=deadline)
+        self.survey.set_speeds(self.pilot.speed)
 
     def _drawn_slices(self) -> list[int]:
         """Of one prompt, which is mostly read in whole chunks, as prompts are."""
@@ -68,26 +70,29 @@ class ReadSurvey:
                 timed.append((rows, run.num_read, _step_s(self._engine, run, rows)))
         finally:
             self._engine.end(run)
-        before = len(self.pilot_s) - 1
-        self._fly()
-        around = self.pilot_s[before : before + 2]
-        speed = sorted(self.pilot_s)[len(self.pilot_s) // 2] / (sum(around) / len(around))
+        run_index = self._fly()
         for rows, cached, seconds in timed[0 if is_drawn else 1 :]:
             sample = Sample(
                 work=chunk_work(rows, cached, 0, unified=False),
                 seconds=seconds,
-                speed=speed,
+                speed=self.pilot.speed(run_index),
                 repeats=1,
                 drawn=is_drawn,
             )
-            (self.survey.add_drawn if is_drawn else self.survey.add)(self.cache, sample)
+            found = Timed(sample, run_index)
+            if is_drawn:
+                self.survey.add_drawn(self.cache, found, self.survey.ratio(self.cache, found))
+            else:
+                self.survey.add(self.cache, found)
 
-    def _fly(self) -> None:
+    def _fly(self) -> int:
+        """The index of this run of the pilot."""
         run = self._engine.start([0] * min(_PILOT_TOKENS, self._longest))
         try:
-            self.pilot_s.append(_step_s(self._engine, run, run.num_unread))
+            self.pilot.seconds.append(_step_s(self._engine, run, run.num_unread))
         finally:
             self._engine.end(run)
+        return len(self.pilot.seconds) - 1
 
 
 def _step_s(engine: PrefillEngine, run: PrefillRun, rows: int) -> float:

@@ -19,7 +19,7 @@ from hetero.llama.model import Model
 from hetero.llama.sampler import Sampler
 from hetero.messages import Sampling
 from hetero.prefill.llama_export import export_chunk
-from hetero.profile.states import States, shortened
+from hetero.profile.states import States
 
 # As an OpenAI client gets it by default; drawing from a large vocabulary is part of a step.
 _SAMPLING = Sampling(ignore_eos=True)
@@ -66,8 +66,7 @@ class StepRig(Owned):
         self.num_sequences = num_sequences
         self.context_tokens = context_tokens
         self.chunk_tokens = chunk_tokens
-        states = states or States(model, layout, num_threads=num_threads)
-        self._longest = states.make(context_tokens, self.context.config.num_streams, seed=0)
+        self._states = states or States(model, layout, num_threads=num_threads)
         self._batch = Batch(max(chunk_tokens, num_sequences))
         self._cells = [0] * num_sequences
         self._random = np.random.default_rng(0)
@@ -85,25 +84,24 @@ class StepRig(Owned):
         self.context.set_threads(num_threads)
 
     def hold(self, cells: Sequence[int]) -> None:
-        """Give sequence i `cells[i]` cells, those after the last one none. Shortening is free,
-        lengthening restores.
+        """Give sequence i `cells[i]` cells, those after the last one none.
 
-        A stream is restored in full and shortened. In a unified cache that would leave gaps, which
-        every row scans.
+        A stream that is too short is restored in full, and shortened for nothing. Sequences of a
+        unified cache lie one after another: where one changes, all after it are put back, since
+        every row would scan the gap. Shortening the last one costs nothing.
         """
-        for sequence in range(self.num_sequences):
-            need = cells[sequence] if sequence < len(cells) else 0
-            if need > self._cells[sequence]:
-                self._cells[sequence] = self._restore(sequence, need)
-            if need == 0 < self._cells[sequence]:
-                self.context.remove_sequence(sequence)
-            elif need < self._cells[sequence]:
-                self.context.remove_sequence(sequence, need, -1)
-            self._cells[sequence] = need
+        need = [*cells, *[0] * (self.num_sequences - len(cells))]
+        if self.unified:
+            self._hold_in_pool(need)
+        else:
+            for sequence, num_cells in enumerate(need):
+                if num_cells > self._cells[sequence]:
+                    self._restore(sequence, self.context_tokens)
+                self._shorten(sequence, num_cells)
 
     def restore_s(self, num_cells: int) -> float:
         """Seconds to restore a state of so many cells, which sequence 0 holds from then on."""
-        blob = self._state(num_cells)
+        blob = self._state(num_cells, seed=0)
         started = time.perf_counter()
         self.context.restore_sequence(0, blob)
         seconds = time.perf_counter() - started
@@ -146,18 +144,35 @@ class StepRig(Owned):
         self.context.remove_sequence(sequence, first, -1)
         return seconds
 
-    def _restore(self, sequence: int, num_cells: int) -> int:
-        """The cells it then has: that many, or all that a stream has room for."""
-        if not self.unified:
-            num_cells = self.context_tokens
-        self.context.restore_sequence(sequence, self._state(num_cells))
-        return num_cells
+    def _hold_in_pool(self, need: Sequence[int]) -> None:
+        changed = [i for i, have in enumerate(self._cells) if have != need[i]]
+        if not changed:
+            return
+        first = changed[0]
+        behind = range(first + 1, self.num_sequences)
+        for sequence in behind:
+            self._shorten(sequence, 0)
+        if need[first] < self._cells[first]:
+            self._shorten(first, need[first])
+        else:
+            self._restore(first, need[first])
+        for sequence in behind:
+            if need[sequence]:
+                self._restore(sequence, need[sequence])
 
-    def _state(self, num_cells: int) -> npt.NDArray[np.uint8]:
-        if num_cells == self.context_tokens:
-            return self._longest
-        num_streams = self.context.config.num_streams
-        return shortened(self._longest, self.layout, self.context_tokens, num_cells, num_streams)
+    def _shorten(self, sequence: int, num_cells: int) -> None:
+        if num_cells == 0 < self._cells[sequence]:
+            self.context.remove_sequence(sequence)
+        elif num_cells < self._cells[sequence]:
+            self.context.remove_sequence(sequence, num_cells, -1)
+        self._cells[sequence] = num_cells
+
+    def _restore(self, sequence: int, num_cells: int) -> None:
+        self.context.restore_sequence(sequence, self._state(num_cells, seed=sequence))
+        self._cells[sequence] = num_cells
+
+    def _state(self, num_cells: int, *, seed: int) -> npt.NDArray[np.uint8]:
+        return self._states.make(num_cells, self.context.config.num_streams, seed)
 
     def _text(self, num_tokens: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
         return self._random.integers(_FIRST_TEXT_TOKEN, self._num_tokens, num_tokens)

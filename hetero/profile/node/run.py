@@ -101,7 +101,7 @@ def profile_node(
     machine = profile_machine(options, say)
     home = _settle(machine.facts, need_bytes)
     shape = model_shape(model.spec, model.fingerprint)
-    on_gpu = _measure_torch(model, options, say)
+    on_gpu = _measure_torch(model, machine.facts, options, say)
     say(f"loading {model.path.name}")
     with (
         Model(model.path) as loaded,
@@ -116,7 +116,7 @@ def profile_node(
         _survey(engines, options.budget_s, started, say, progress)
         codecs, co_runs = engines.measure_codecs(), engines.measure_co_runs()
         throttled = throttled_between(throttles, throttle_counts())
-        noise = judge(engines.pilots.log, *watch.shares(), throttled, machine.facts.power)
+        noise = judge(engines.pilots.logs, *watch.shares(), throttled, machine.facts.power)
         soak = None
         if options.soak_s:
             say(f"soaking for {options.soak_s:g} s")
@@ -179,10 +179,12 @@ def _survey(
     engines.survey(survey_s, lambda share: progress((spent_s + share * survey_s) / budget_s))
 
 
-def _measure_torch(model: ModelFile, options: NodeOptions, say: Say) -> TorchFit | None:
+def _measure_torch(
+    model: ModelFile, facts: Facts, options: NodeOptions, say: Say
+) -> TorchFit | None:
     """None where torch has no GPU, or its engine not this model: llama.cpp's prefill is measured
     in any case."""
-    device = torch_device()
+    device = torch_device(facts)
     if device is None:
         return None
     try:

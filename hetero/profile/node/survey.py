@@ -4,22 +4,26 @@ Every point drawn at random is predicted before it is measured, and where the er
 gets a knot. No engine here: samples come in, predictions come out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
 
 from hetero.profile.node.fitting import Cache, Fits, fit, fit_costs, fit_error, ratio
 from hetero.profile.node.points import Point
 from hetero.profile.node_profile import FitError, Role, Sample
 from hetero.profile.step_cost import StepCost
+from hetero.profile.work import Work
 
 # A cache is known well enough when its last few predictions were.
 _LAST = 8
 _MEDIAN_ERROR = 0.03
 _P90_ERROR = 0.08
 
-# A prediction worse than this is measured once more.
-_SURPRISE = 0.05
+# A step that took so much longer than predicted may have been disturbed.
+_SLOW = 0.04
 
-# One worse than this, of rows between two knots, says that the line bends there.
+# A prediction worse than this, of rows between two knots, says that the line bends there.
 _KNOT_ERROR = 0.1
 
 _MOST_OF_STEP = 0.7
@@ -28,37 +32,58 @@ _MOST_OF_STEP = 0.7
 _KNOT_SPACING = 0.15
 
 
+class Timed(NamedTuple):
+    """run: of the pilot that flew beside it."""
+
+    sample: Sample
+    run: int
+
+
 class Survey:
     """The samples of one role on each cache."""
 
     def __init__(self, role: Role, caches: Sequence[Cache], knots: Sequence[int]) -> None:
         self.role = role
-        self.samples: dict[Cache, list[Sample]] = {cache: [] for cache in caches}
+        self._timed: dict[Cache, list[Timed]] = {cache: [] for cache in caches}
         self._planned = set(knots)
         self._bends: set[int] = set()
         self._ratios: dict[Cache, list[float]] = {cache: [] for cache in caches}
         self._costs: dict[Cache, StepCost] = {}
 
     @property
+    def samples(self) -> dict[Cache, list[Sample]]:
+        """Of the caches that were measured at all: of steps of one and the same work the fastest,
+        for what disturbs a step only ever adds."""
+        return {
+            cache: _fastest(each.sample for each in timed)
+            for cache, timed in self._timed.items()
+            if timed
+        }
+
+    @property
     def knots(self) -> list[int]:
         """Those that a sample has settled: the lines in between are straight."""
-        rows = {sample.work.rows for samples in self.samples.values() for sample in samples}
+        rows = {each.sample.work.rows for timed in self._timed.values() for each in timed}
         return sorted(rows & (self._planned | self._bends))
 
-    def add(self, cache: Cache, sample: Sample) -> None:
+    def add(self, cache: Cache, timed: Timed) -> None:
         """One that the fit is made of from the beginning."""
-        self.samples[cache].append(sample)
+        self._timed[cache].append(timed)
         self._costs = {}
 
-    def is_surprised_by(self, cache: Cache, sample: Sample) -> bool:
-        return abs(ratio(self.cost(cache), sample) - 1) > _SURPRISE
+    def add_drawn(self, cache: Cache, timed: Timed, first_ratio: float) -> None:
+        """One drawn at random: how wrong the fit had it at first is kept, and mended by a knot."""
+        self._ratios[cache].append(first_ratio)
+        if self._bends_at(cache, timed.sample):
+            self._bends.add(timed.sample.work.rows)
+        self.add(cache, timed)
 
-    def add_drawn(self, cache: Cache, sample: Sample) -> None:
-        """One drawn at random: how wrong the fit had it is kept, and mended by a knot."""
-        self._ratios[cache].append(ratio(self.cost(cache), sample))
-        if self._bends_at(cache, sample):
-            self._bends.add(sample.work.rows)
-        self.add(cache, sample)
+    def ratio(self, cache: Cache, timed: Timed) -> float:
+        """Predicted over measured."""
+        return ratio(self.cost(cache), timed.sample)
+
+    def is_slow(self, ratio: float) -> bool:
+        return ratio < 1 - _SLOW
 
     def _bends_at(self, cache: Cache, sample: Sample) -> bool:
         """Whether the line of rows is to blame: they are most of the step, and no knot is near."""
@@ -72,13 +97,12 @@ class Survey:
     def cost(self, cache: Cache) -> StepCost:
         """From what is known so far; there must be samples of this cache."""
         if cache not in self._costs:
-            known = {key: samples for key, samples in self.samples.items() if samples}
-            self._costs = fit_costs(known, self.knots)
+            self._costs = fit_costs(self.samples, self.knots)
         return self._costs[cache]
 
     def predict_s(self, cache: Cache, point: Point) -> float | None:
         """None while nothing is known of a cache."""
-        if not self.samples[cache]:
+        if not self._timed[cache]:
             return None
         return self.cost(cache).seconds(point.work(cache.unified))
 
@@ -95,7 +119,26 @@ class Survey:
             and error.p90 <= _P90_ERROR
         )
 
+    def set_speeds(self, speed: Callable[[int], float]) -> None:
+        """By the run of the pilot: what its speed was is known when all have flown."""
+        self._timed = {
+            cache: [
+                Timed(msgspec.structs.replace(sample, speed=speed(run)), run)
+                for sample, run in timed
+            ]
+            for cache, timed in self._timed.items()
+        }
+        self._costs = {}
+
     def fits(self) -> Fits:
         """Of the caches that were measured at all."""
-        known = {key: samples for key, samples in self.samples.items() if samples}
-        return fit(known, self.knots) if known else Fits({}, {})
+        return fit(self.samples, self.knots) if self.samples else Fits({}, {})
+
+
+def _fastest(samples: Iterable[Sample]) -> list[Sample]:
+    found: dict[Work, Sample] = {}
+    for sample in samples:
+        other = found.get(sample.work)
+        if other is None or sample.seconds * sample.speed < other.seconds * other.speed:
+            found[sample.work] = sample
+    return list(found.values())

@@ -4,14 +4,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hetero.errors import HeteroError
+from hetero.profile.facts.report import Facts
 from hetero.profile.node.interval import interval_of
 from hetero.profile.node.read_survey import ReadSurvey
 from hetero.profile.node_profile import EngineFit, Noise
 
 
-def torch_device() -> str | None:
+def torch_device(facts: Facts) -> str | None:
     """The first GPU that torch and Triton serve; None without one. AMD's are llama.cpp's."""
-    if find_spec("torch") is None:
+    # Without a GPU torch is not even imported: it takes more memory than a small model.
+    if not facts.gpus or find_spec("torch") is None:
         return None
     import torch
 
