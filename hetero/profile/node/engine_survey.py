@@ -8,7 +8,7 @@ knot, the others the ends.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import count
+from itertools import chain, repeat
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from hetero.profile.node_profile import PILOT_OF, Role, Sample
 
 OpenRig = Callable[[Cache], AbstractContextManager[StepRig]]
 Progress = Callable[[float], None]  # share of the budget that is spent
+_PointsOf = Callable[[Role, Cache], Iterable[Point]]
 
 ROLES: tuple[Role, Role] = ("decode", "prefill")
 
@@ -28,11 +29,11 @@ ROLES: tuple[Role, Role] = ("decode", "prefill")
 _POINT_S = 0.3
 _MOST_REPEATS = 4
 
-# One point may take this share of what is left: large chunks of large models are left out.
-_MOST_OF_REST = 0.2
+# No point may take more of the survey than this: the largest steps of large models are left out.
+_MOST_OF_ALL = 0.05
 
-# Corners are measured in the first rounds, at two times of their own; then points are drawn.
-_CORNER_ROUNDS = 2
+# A longer step averages over what disturbs it, so its corner is not measured a second time.
+_LONG_S = 0.5
 
 
 class EngineSurvey:
@@ -54,37 +55,45 @@ class EngineSurvey:
         self._threads = threads
         self._random = np.random.default_rng(0)
         self._deadline = 0.0
+        self._most_s = 0.0  # of a point
         self.num_skipped = 0  # steps that would have taken too long
 
     def run(self, seconds: float, progress: Progress) -> None:
         """Until every cache is known well enough, or the time is over."""
         started = time.monotonic()
         self._deadline = started + seconds
-        for round_ in count():
+        self._most_s = _MOST_OF_ALL * seconds
+        # Corners at two times, then points drawn at random.
+        for points_of in chain([self._corners, self._short_corners], repeat(self._tour)):
             unsettled = [cache for cache in self._caches if not self._is_settled(cache)]
             if not unsettled or self._left_s() <= 0:
                 break
             for cache in unsettled:
                 with self._open_rig(cache) as rig:
-                    self._visit(rig, cache, is_drawn=round_ >= _CORNER_ROUNDS)
+                    self._visit(rig, cache, points_of)
                 progress((time.monotonic() - started) / seconds)
         for role, survey in self.surveys.items():
             survey.set_speeds(self._pilots.logs[PILOT_OF[role]].speed)
 
-    def _visit(self, rig: StepRig, cache: Cache, *, is_drawn: bool) -> None:
+    def _visit(self, rig: StepRig, cache: Cache, points_of: _PointsOf) -> None:
         for role in ROLES:
             if self.surveys[role].is_settled(cache):
                 continue
             self._pilots.run(PILOT_OF[role])  # the last one was a cache ago
-            points = self._tour(role, cache) if is_drawn else self._corners(role, cache)
-            for point in points:
-                self._measure(rig, cache, point, is_drawn=is_drawn)
+            for point in points_of(role, cache):
+                self._measure(rig, cache, point, is_drawn=points_of == self._tour)
 
     def _corners(self, role: Role, cache: Cache) -> Iterable[Point]:
         if cache == self._caches[0]:
             return corners(role, self._domain)
         is_first = next(each for each in self._caches if each.types == cache.types) == cache
         return few_corners(role, self._domain, with_tiles=is_first, with_others=cache.unified)
+
+    def _short_corners(self, role: Role, cache: Cache) -> Iterable[Point]:
+        for point in self._corners(role, cache):
+            expected_s = self.surveys[role].predict_s(cache, point)
+            if expected_s is not None and expected_s < _LONG_S:
+                yield point
 
     def _tour(self, role: Role, cache: Cache) -> Iterable[Point]:
         return tour(role, self._domain, cache.unified, self._random)
@@ -95,7 +104,7 @@ class EngineSurvey:
         if left_s <= 0:
             return
         expected_s = survey.predict_s(cache, point)
-        if expected_s is not None and expected_s > _MOST_OF_REST * left_s:
+        if expected_s is not None and expected_s > min(self._most_s, left_s):
             self.num_skipped += 1
             return
         seconds = self._time(rig, point)
