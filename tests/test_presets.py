@@ -1,6 +1,5 @@
 """Presets say where their numbers are from, and estimates keep their word on published speeds."""
 
-import dataclasses
 import itertools
 import json
 import math
@@ -28,7 +27,7 @@ from hetero.model.spec import gguf_to_spec
 from hetero.profile.document import read_node_profile, write_profile
 from hetero.profile.efficiency import CLASSES
 from hetero.profile.estimate import estimate_profile
-from hetero.profile.model_sizes import shape_to_sizes, spec_to_sizes
+from hetero.profile.model_sizes import model_shape, named_shape
 from hetero.profile.presets import CPU, GPU, Link, Server, load_preset, preset_names, read_preset
 
 POINTS = yaml.safe_load((Path(__file__).parent / "published_points.yaml").read_text())
@@ -37,7 +36,7 @@ CHIPS = [name for name in MACHINES if not isinstance(load_preset(name), Server)]
 
 
 def sizes(name="llama-3.1-8b-q4_k_m"):
-    return shape_to_sizes(*parse_shape(name))
+    return named_shape(*parse_shape(name))
 
 
 def estimated(name, model="llama-3.1-8b-q4_k_m", preset=None, **settings):
@@ -183,7 +182,7 @@ def test_weights_weigh_what_published_files_do(name):
 
 
 def test_a_file_is_estimated_like_its_shape():
-    model = spec_to_sizes(gguf_to_spec(GGUFFile.open(DEMO_MODEL_PATH)))
+    model = model_shape(gguf_to_spec(GGUFFile.open(DEMO_MODEL_PATH)), None)
     profile = estimate_profile("p40", load_preset("p40"), model, "f16", "f16")
     assert profile.model.weight_bytes == model.weight_bytes
     assert profile.fits[1].step_s([100]) > 0
@@ -224,7 +223,7 @@ def tokens_per_s(point):
     """Estimated, and the interval's ends. llama-bench times steps alone, so no request_s."""
     model = sizes(point["model"])
     if "weight_gib" in point:
-        model = dataclasses.replace(model, weight_bytes=int(point["weight_gib"] * 2**30))
+        model = msgspec.structs.replace(model, weight_bytes=int(point["weight_gib"] * 2**30))
     prefill, decode = estimate_profile(
         point["device"],
         preset_of(point),

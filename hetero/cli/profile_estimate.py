@@ -10,8 +10,7 @@ from hetero.cli.output import AsJson, print_json, seconds_text
 from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hetero.messages import ModelFingerprint
-    from hetero.profile.model_sizes import ModelSizes
+    from hetero.profile.model_shape import ModelShape
     from hetero.profile.node_profile import EngineFit, NodeProfile
 
 _PROMPTS = (512, 2048, 8192)
@@ -44,8 +43,7 @@ def estimate(
     from hetero.profile.presets import load_preset
 
     machine = load_preset(preset)
-    sizes, fingerprint = _whose(model, shape)
-    found = estimate_profile(preset, machine, sizes, kv_k, kv_v, fingerprint=fingerprint)
+    found = estimate_profile(preset, machine, _whose(model, shape), kv_k, kv_v)
     if output is not None:
         write_profile(found, output)
     if as_json:
@@ -54,8 +52,8 @@ def estimate(
         _print(machine.title, found)
 
 
-def _whose(model: str | None, shape: str | None) -> "tuple[ModelSizes, ModelFingerprint | None]":
-    from hetero.profile.model_sizes import shape_to_sizes, spec_to_sizes
+def _whose(model: str | None, shape: str | None) -> "ModelShape":
+    from hetero.profile.model_sizes import model_shape, named_shape
 
     if (model is None) == (shape is None):
         raise ConfigError("estimate: need either --model FILE or --shape NAME")
@@ -64,11 +62,11 @@ def _whose(model: str | None, shape: str | None) -> "tuple[ModelSizes, ModelFing
         from hetero.model.fingerprint import fingerprint_model
 
         path, spec = open_model(model)
-        return spec_to_sizes(spec), fingerprint_model(path)
+        return model_shape(spec, fingerprint_model(path))
     from hetero.model.shapes import parse_shape
 
     assert shape is not None
-    return shape_to_sizes(*parse_shape(shape)), None
+    return named_shape(*parse_shape(shape))
 
 
 def _list(*, as_json: bool) -> None:

@@ -67,12 +67,12 @@ def _points(profile: NodeProfile, fit: EngineFit) -> Iterator[_Point]:
         if rows > most:
             break
         if fit.role == "decode":
-            seconds, cells = fit.step_s([CONTEXT] * rows), rows * CONTEXT
+            seconds, cells, logits = fit.step_s([CONTEXT] * rows), rows * CONTEXT, rows
         else:
-            seconds, cells = fit.chunk_s(rows), rows
+            seconds, cells, logits = fit.chunk_s(rows), rows, 1
         if seconds > 0:
-            flops = matrix_flops(profile.model, rows)
-            num_bytes = step_bytes(profile.model, fit, cells)
+            flops = matrix_flops(profile.model, rows, logits)
+            num_bytes = step_bytes(profile.model, fit, rows, cells)
             yield _Point(count_text(rows), flops / num_bytes, flops / seconds / 1e12)
 
 
