@@ -164,10 +164,10 @@ def test_a_table_shared_with_the_head_is_read_but_for_prefill_chunks_without_log
 
 
 def test_each_device_has_its_own_roof():
-    gpu = roof(ON_GPU, "cuda:0")
+    gpu = roof(ON_GPU.ceilings, "cuda:0")
     assert (gpu.bytes_per_s, gpu.flops_per_s, gpu.flops_type) == (840e9, 71e12, "f16")
-    assert roof(ON_GPU, "cpu").flops_type == "f32"
-    assert roof(ON_GPU, "cuda:1") is None
+    assert roof(ON_GPU.ceilings, "cpu").flops_type == "f32"
+    assert roof(ON_GPU.ceilings, "cuda:1") is None
     assert all(rate.share is None for rate in rates(VARIANTS["on an unknown GPU"], ON_GPU.fits[0]))
 
 

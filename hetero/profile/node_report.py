@@ -34,7 +34,7 @@ def headline(profile: NodeProfile) -> str:
         if best is None:
             continue
         fit, rate = best
-        above = roof(profile, fit.device)
+        above = roof(profile.ceilings, fit.device)
         share = ""
         if rate.share is not None and above is not None:
             of = "read bandwidth" if role == "decode" else f"{above.flops_type} flops"

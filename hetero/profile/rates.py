@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hetero.kv.layout import model_layout
-from hetero.profile.node_profile import EngineFit, ModelShape, NodeProfile
+from hetero.profile.node_profile import Ceilings, EngineFit, ModelShape, NodeProfile
 from hetero.profile.work import chunk_work
 
 PROMPTS = (512, 2048, 8192)
@@ -33,9 +33,8 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     is_sampled: bool  # no further out than the fit's samples
 
 
-def roof(profile: NodeProfile, device: str) -> Roof | None:
+def roof(ceilings: Ceilings, device: str) -> Roof | None:
     """A GPU's copies read and write, so their bytes stand for what it can read."""
-    ceilings = profile.ceilings
     if device == "cpu" and ceilings.read_gb_s is not None:
         return _roof(device, ceilings.read_gb_s, ceilings.tflops)
     index = device.partition(":")[2] or "0"
@@ -55,7 +54,7 @@ def rates(profile: NodeProfile, fit: EngineFit) -> list[Rate]:
 def decode_rate(profile: NodeProfile, fit: EngineFit, contexts: Sequence[int]) -> Rate:
     """A step of sequences of so many cells each."""
     seconds = fit.step_s(contexts)
-    above = roof(profile, fit.device)
+    above = roof(profile.ceilings, fit.device)
     share = None
     if above is not None and seconds > 0 and has_known_work(profile.model):
         num_bytes = step_bytes(profile.model, fit, len(contexts), sum(contexts))
@@ -72,7 +71,7 @@ def decode_rate(profile: NodeProfile, fit: EngineFit, contexts: Sequence[int]) -
 def prefill_rate(profile: NodeProfile, fit: EngineFit, num_tokens: int) -> Rate:
     """A whole prompt with nothing cached."""
     seconds = fit.prefill_s(num_tokens)
-    above = roof(profile, fit.device)
+    above = roof(profile.ceilings, fit.device)
     share = None
     if above is not None and above.flops_per_s and seconds > 0 and has_known_work(profile.model):
         share = matrix_flops(profile.model, num_tokens, 1) / seconds / above.flops_per_s

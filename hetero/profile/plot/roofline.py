@@ -44,7 +44,11 @@ def draw_roofline(axes: "Axes", profile: NodeProfile, colours: dict[str, str]) -
     axes.set_ylabel("Tflop/s")
     log_axes(axes)
     devices = dict.fromkeys(fit.device for fit in profile.fits)
-    roofs = [found for found in (roof(profile, device) for device in devices) if found is not None]
+    roofs = [
+        found
+        for found in (roof(profile.ceilings, device) for device in devices)
+        if found is not None
+    ]
     ridges = [each.flops_per_s / each.bytes_per_s for each in roofs if each.flops_per_s]
     left = min(point.flops_per_byte for point in every) / 2
     right = 3 * max([point.flops_per_byte for point in every] + ridges)
