@@ -81,17 +81,23 @@ VARIANTS = {
     "no flops known": replace(BRIEF, ceilings=replace(BRIEF.ceilings, tflops={}, numa={})),
     "random weights": replace(BRIEF, model=replace(MODEL, fingerprint=None)),
     "one sample": with_fits(BRIEF, samples=BRIEF.fits[0].samples[:1]),
-    "only held out": with_fits(BRIEF, samples=[replace(BRIEF.fits[0].samples[0], drawn=True)]),
+    "only drawn": with_fits(BRIEF, samples=[replace(BRIEF.fits[0].samples[0], drawn=True)]),
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_profile_can_be_shown_and_drawn(name, written, tmp_path, capsys):
     picture = tmp_path / "p.png"
-    shown = called(capsys, "show", *written(VARIANTS[name]), "--plot", picture)
+    shown = called(capsys, "show", *written(VARIANTS[name]), "--plot-file", picture)
     assert shown.startswith("r730, llama-3.1-8b-q4_k_m")
     assert "nan" not in shown
     assert picture.read_bytes().startswith(PNG)
+
+
+def test_a_picture_lies_beside_its_profile_unless_told(written, tmp_path, capsys):
+    status, _, err = call(capsys, "show", *written(BRIEF), "--plot")
+    assert (status, err) == (0, f"drawn: {tmp_path / '0.png'}\n")
+    assert (tmp_path / "0.png").read_bytes().startswith(PNG)
 
 
 def test_what_is_read_first_is_how_fast_and_how_near_the_ceiling(written, capsys):
@@ -377,9 +383,9 @@ def test_bad_usage_is_named(written, tmp_path, capsys):
         (["show"], "Missing argument"),
         (["show", tmp_path / "none.yaml"], "can't read it: no such file"),
         (["show", text], "need a profile's YAML, have ['a']"),
-        (["show", link, "--plot", tmp_path / "p.png"], "kind: need a node's profile to plot"),
-        (["show", node, "--plot", tmp_path / "p.jpg"], "plot: need a name that ends in .png"),
-        (["show", node, "--plot", tmp_path / "no" / "p.png"], "can't write it: no such file"),
+        (["show", link, "--plot-file", tmp_path / "p.png"], "kind: need a node's profile to plot"),
+        (["show", node, "--plot-file", tmp_path / "p.jpg"], "plot: need a name that ends in .png"),
+        (["show", node, "--plot-file", tmp_path / "no" / "p.png"], "can't write it: no such file"),
         (["compare", node], "Missing argument"),
         (["compare", node, text], "need a profile's YAML"),
         (["compare", node, link], "kind: need two nodes' profiles or two links', have one of each"),
@@ -391,7 +397,7 @@ def test_bad_usage_is_named(written, tmp_path, capsys):
 
 def test_without_matplotlib_a_picture_says_how_to_get_it(written, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hetero.profile.plot.node_figure.find_spec", lambda name: None)
-    status, _, err = call(capsys, "show", *written(PROFILE), "--plot", tmp_path / "p.png")
+    status, _, err = call(capsys, "show", *written(PROFILE), "--plot-file", tmp_path / "p.png")
     assert status == 2
     assert "need the matplotlib package, have none: pip install 'hetero[plot]'" in err
 

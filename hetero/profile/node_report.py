@@ -128,7 +128,7 @@ def _fits_table(profile: NodeProfile, role: str) -> Table:
     of = "bandwidth" if role == "decode" else "flops"
     return Table(
         f"{role}, tokens/s and share of {of}",
-        ["", *heads, "9 of 10 within", "error held out", ""],
+        ["", *heads, "9 of 10 within", "cross-validated error", ""],
         [_fit_row(fit, row) for fit, row in zip(fits, found, strict=True)],
     )
 
