@@ -91,14 +91,12 @@ def noise_lines(noise: Noise | None) -> list[str]:
     if noise is None:
         return ["estimated: nothing ran on the machine"]
     low, high = noise.speed
-    pilots = f"pilots ran at {low:.0%} to {high:.0%} of their median"
-    if not noise.is_noisy and not noise.throttled:
+    pilots = f"pilots ran at {low:.0%} to {high:.0%} of their usual speed"
+    if not noise.is_noisy:
         return [f"quiet: {pilots}"]
-    verdict = "noisy" if noise.is_noisy else "throttled"
     return [
-        f"{verdict}: {pilots}; the intervals allow for it",
+        f"noisy: {pilots}; the intervals allow for it",
         *(f"- {reason}" for reason in noise.reasons),
-        *(f"- throttled: {reason}" for reason in noise.throttled),
     ]
 
 
