@@ -262,7 +262,6 @@ def r730_table():
 class FakeNVML:
     """One P40, or what a test makes of it: `answers` replaces an answer, None is an error."""
 
-
     class NVMLError(Exception):
         pass
 

@@ -319,12 +319,23 @@ def test_two_runs_stand_side_by_side(written, capsys):
     shown = called(capsys, "compare", *paths)
     line = next(line for line in shown.splitlines() if "memory, read" in line)
     assert line.split() == ["ceilings", "memory,", "read", "58", "46.4", "GB/s", "0.800"]
-    assert shown.rstrip().endswith("0.0%")
+    assert "0.yaml, r730, 2026-11-02T19:30:00+00:00, quiet" in shown.splitlines()[0]
+    assert shown.rstrip().endswith("agree within 0.0%, half of them within 0.0%")
     found = json.loads(called(capsys, "compare", *paths, "--json"))
     assert found["agreement"]["worst_deviation"] < 1e-9
     assert found["no_agreement"] is None
     by_name = {figure["name"]: figure for figure in found["figures"]}
     assert by_name["f32 flops"]["ratio"] == pytest.approx(0.8)
+
+
+def test_what_was_not_measured_in_either_run_is_noted():
+    name = "llama cpu q8_0/q8_0 streams, batch 1 at "
+    estimated = with_fits(PROFILE, source="estimated", samples=[], error=None)
+    notes = {figure.name: figure.note for figure in compare(PROFILE, PROFILE)}
+    assert (notes[name + "2k"], notes[name + "8k"]) == ("", "beyond the samples")
+    notes = {figure.name: figure.note for figure in compare(PROFILE, estimated)}
+    assert notes[name + "2k"] == "B estimated"
+    assert notes[name + "8k"] == "A beyond the samples, B estimated"
 
 
 def test_other_machines_are_compared_by_their_figures_alone(written, capsys):
@@ -352,6 +363,9 @@ def test_links_are_compared_too(written, capsys):
     found = json.loads(called(capsys, "compare", *written(link_profile(), faster), "--json"))
     ratios = {figure["name"]: figure["ratio"] for figure in found["figures"]}
     assert ratios == {"plain TCP": 1, "KV, aead": 1, "round trip": 1, "packing": 2}
+    shown = called(capsys, "compare", *written(link_profile(), faster))
+    assert "0.yaml, desktop to r730, 2026-11-02" in shown
+    assert "predictions" not in shown
 
 
 OTHER = replace(PROFILE, model=replace(MODEL, fingerprint=replace(FINGERPRINT, tensors="55" * 32)))
