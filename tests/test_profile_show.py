@@ -1,22 +1,25 @@
-"""`hetero profile show` and `compare`: what people and programs are told of a profile."""
+"""`hetero profile show`: what people and programs are told of a profile."""
 
 import json
 import subprocess
 import sys
+from functools import partial
 
 import msgspec
 import pytest
-from node_profiles import FINGERPRINT, MODEL, gpu_ceilings, node_profile, with_fits
+from matplotlib.figure import Figure
+from node_profiles import MODEL, gpu_ceilings, node_profile, with_fits
+from profile_commands import call, called, write_profiles
 from test_profile_document import link_profile
 
-from hetero.cli import main
-from hetero.errors import ConfigError
-from hetero.profile.agreement import agreement
-from hetero.profile.comparison import compare
-from hetero.profile.document import document, write_profile
+from hetero.profile.document import document
 from hetero.profile.facts.report import GPU
 from hetero.profile.node_report import facts_lines, headline, noise_lines, tables
+from hetero.profile.plot.ratio_panel import draw_ratios
+from hetero.profile.plot.roofline import draw_roofline
+from hetero.profile.plot.style import fit_colours
 from hetero.profile.rates import decode_rate, matrix_flops, prefill_rate, rates, roof
+from hetero.profile.work import step_work
 
 PROFILE = node_profile()
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -26,28 +29,7 @@ replace = msgspec.structs.replace
 @pytest.fixture
 def written(tmp_path):
     """Writes profiles; returns their paths."""
-
-    def write(*profiles):
-        paths = []
-        for number, profile in enumerate(profiles):
-            path = tmp_path / f"{number}.yaml"
-            write_profile(profile, path)
-            paths.append(str(path))
-        return paths
-
-    return write
-
-
-def call(capsys, *arguments):
-    status = main.main(["profile", *map(str, arguments)])
-    said = capsys.readouterr()
-    return status, said.out, said.err
-
-
-def called(capsys, *arguments):
-    status, out, err = call(capsys, *arguments)
-    assert status == 0, err
-    return out
+    return partial(write_profiles, tmp_path)
 
 
 # Without what a machine may keep to itself.
@@ -177,6 +159,36 @@ def test_each_device_has_its_own_roof():
     assert all(rate.share is None for rate in rates(VARIANTS["on an unknown GPU"], ON_GPU.fits[0]))
 
 
+def test_a_roofline_shows_steps_by_operations_and_bytes():
+    axes = Figure().subplots()
+    draw_roofline(axes, PROFILE, fit_colours(PROFILE.fits))
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    decode = lines["decode at 2k, by batch: q8_0/q8_0, llama cpu"]
+    # Layers and head once, 7,504,663,424 products; over the bytes and seconds worked out above.
+    assert decode.get_xdata()[0] == pytest.approx(15.009327e9 / 4.740731e9, rel=1e-6)
+    assert decode.get_ydata()[0] == pytest.approx(15.009327e9 / 0.1103008 / 1e12, rel=1e-6)
+    prefill = lines["prefill, by tokens of a chunk: q8_0/q8_0, llama cpu"]
+    # A prompt of one chunk: 512 rows and one for the head; weights, and 512 cells of 69,632 bytes.
+    assert prefill.get_xdata()[-1] == pytest.approx(7147.8814e9 / 4.633777e9, rel=1e-6)
+    assert prefill.get_ydata()[-1] == pytest.approx(7147.8814e9 / 5.7444608 / 1e12, rel=1e-6)
+
+
+def test_samples_stand_at_measured_over_fitted():
+    fit = PROFILE.fits[0]
+    # Two cells a row of batch 1: 0.106 s and 2 x 2.1 us; a clock of 0.9 means 0.9 of the seconds.
+    work = step_work([2], 0, unified=False)
+    drawn = replace(fit.samples[0], work=work, seconds=0.1060042 * 1.2, speed=0.9, drawn=True)
+    placed = replace(drawn, seconds=0.1060042, speed=1.0, drawn=False)
+    axes = Figure().subplots()
+    draw_ratios(axes, [replace(fit, samples=[placed, drawn])], fit_colours(PROFILE.fits))
+    shown = [points for each in axes.collections for points in each.get_offsets()[:, 0].tolist()]
+    assert shown == pytest.approx([1.0, 1.08])
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["placed", "drawn at random"]
+    [tick] = axes.get_yticklabels()
+    assert tick.get_text().endswith("cross-validated 2.1%")
+
+
 def test_of_a_mixture_of_experts_no_share_is_claimed():
     profile = VARIANTS["experts"]
     assert all(rate.share is None for fit in profile.fits for rate in rates(profile, fit))
@@ -245,150 +257,6 @@ def test_a_links_profile_is_shown_too(written, capsys):
     paths = written(link_profile())
     assert "KV, aead" in called(capsys, "show", *paths)
     assert json.loads(called(capsys, "show", *paths, "--json"))["kind"] == "link"
-
-
-def test_one_machine_twice_as_slow_all_the_while_agrees_with_itself():
-    found = agreement(PROFILE, node_profile(slower=2.0))
-    assert len(found.fits) == 4
-    assert found.unmatched == []
-    assert found.worst_deviation == pytest.approx(0, abs=1e-9)
-
-
-def test_slower_beside_equal_pilots_is_a_deviation():
-    a, b = PROFILE, node_profile(slower=1.25)
-    found = agreement(a, replace(b, noise=a.noise))
-    assert found.median_deviation == pytest.approx(0.25)
-    assert all(point.ratio == pytest.approx(1.25) for fit in found.fits for point in fit.points)
-    back = agreement(replace(b, noise=a.noise), a)
-    assert back.median_deviation == pytest.approx(0.25)
-
-
-def test_each_role_has_its_own_pilot():
-    pilots = {"memory": 0.004, "compute": 0.006}
-    found = agreement(PROFILE, replace(PROFILE, noise=replace(PROFILE.noise, pilot_s=pilots)))
-    for fit in found.fits:
-        expected = 0.0 if fit.role == "decode" else 1.0
-        assert fit.worst_deviation == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("unified", [False, True])
-def test_predictions_are_compared_inside_both_runs_samples(unified):
-    a = node_profile(unified=unified)
-    few = [sample for sample in a.fits[0].samples if sample.work.rows <= 4]
-    b = replace(a, fits=[replace(a.fits[0], samples=few), *a.fits[1:]])
-    found = agreement(a, b)
-    for fit, ours, theirs in zip(found.fits, a.fits, b.fits, strict=True):
-        assert len(fit.points) >= 6
-        for samples in (ours.samples, theirs.samples):
-            assert {point.work.rows for point in fit.points} <= set(
-                range(min(s.work.rows for s in samples), max(s.work.rows for s in samples) + 1)
-            )
-            for name in ("visible", "masked"):
-                most = max(getattr(sample.work, name) for sample in samples)
-                assert all(getattr(point.work, name) <= most * (1 + 1e-9) for point in fit.points)
-    assert max(point.work.rows for point in found.fits[0].points) == 4
-
-
-def test_fits_of_one_run_only_are_named():
-    found = agreement(PROFILE, replace(PROFILE, fits=PROFILE.fits[1:]))
-    assert found.unmatched == ["decode llama cpu q8_0/q8_0 streams"]
-    assert len(found.fits) == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"host": "r740"}, "host: need two runs on one, have r730 and r740"),
-        ({"model": replace(MODEL, fingerprint=None)}, "model: need two runs on one"),
-        ({"noise": None}, "noise.pilot_s of r730: need memory, have none"),
-        ({"fits": []}, "fits: need one with samples in both profiles, have none"),
-    ],
-)
-def test_what_can_not_agree_is_refused(change, complaint):
-    with pytest.raises(ConfigError, match=complaint):
-        agreement(PROFILE, replace(PROFILE, **change))
-
-
-def test_a_renamed_file_is_the_same_model():
-    renamed = replace(PROFILE, model=replace(MODEL, name="llama"))
-    assert agreement(PROFILE, renamed).worst_deviation == 0
-
-
-def test_two_runs_stand_side_by_side(written, capsys):
-    paths = written(PROFILE, node_profile(seed=2, slower=1.25))
-    shown = called(capsys, "compare", *paths)
-    line = next(line for line in shown.splitlines() if "memory, read" in line)
-    assert line.split() == ["ceilings", "memory,", "read", "58", "46.4", "GB/s", "0.800"]
-    assert "0.yaml, r730, 2026-11-02T19:30:00+00:00, quiet" in shown.splitlines()[0]
-    assert shown.rstrip().endswith("agree within 0.0%, half of them within 0.0%")
-    found = json.loads(called(capsys, "compare", *paths, "--json"))
-    assert found["agreement"]["worst_deviation"] < 1e-9
-    assert found["no_agreement"] is None
-    by_name = {figure["name"]: figure for figure in found["figures"]}
-    assert by_name["f32 flops"]["ratio"] == pytest.approx(0.8)
-
-
-def test_what_was_not_measured_in_either_run_is_noted():
-    name = "llama cpu q8_0/q8_0 streams, batch 1 at "
-    estimated = with_fits(PROFILE, source="estimated", samples=[], error=None)
-    notes = {figure.name: figure.note for figure in compare(PROFILE, PROFILE)}
-    assert (notes[name + "2k"], notes[name + "8k"]) == ("", "beyond the samples")
-    notes = {figure.name: figure.note for figure in compare(PROFILE, estimated)}
-    assert notes[name + "2k"] == "B estimated"
-    assert notes[name + "8k"] == "A beyond the samples, B estimated"
-
-
-def test_other_machines_are_compared_by_their_figures_alone(written, capsys):
-    paths = written(PROFILE, replace(ON_GPU, host="desktop"))
-    shown = called(capsys, "compare", *paths)
-    assert "not compared: host: need two runs on one, have r730 and desktop" in shown
-    found = json.loads(called(capsys, "compare", *paths, "--json"))
-    assert found["agreement"] is None
-    one = next(each for each in found["figures"] if each["name"] == "cuda:0, copy")
-    assert (one["a"], one["b"], one["ratio"]) == (None, 840.0, None)
-
-
-def test_figures_of_a_section_stay_together():
-    sections = [figure.section for figure in compare(PROFILE, ON_GPU)]
-    assert sections == sorted(sections, key=sections.index)
-    names = [(figure.section, figure.name) for figure in compare(PROFILE, ON_GPU)]
-    assert len(names) == len(set(names))
-
-
-def test_links_are_compared_too(written, capsys):
-    faster = replace(
-        link_profile(),
-        pack_bytes_per_s=replace(link_profile().pack_bytes_per_s, median=2.0),
-    )
-    found = json.loads(called(capsys, "compare", *written(link_profile(), faster), "--json"))
-    ratios = {figure["name"]: figure["ratio"] for figure in found["figures"]}
-    assert ratios == {"plain TCP": 1, "KV, aead": 1, "round trip": 1, "packing": 2}
-    shown = called(capsys, "compare", *written(link_profile(), faster))
-    assert "0.yaml, desktop to r730, 2026-11-02" in shown
-    assert "predictions" not in shown
-
-
-OTHER = replace(PROFILE, model=replace(MODEL, fingerprint=replace(FINGERPRINT, tensors="55" * 32)))
-SHAPE = replace(PROFILE, model=replace(MODEL, fingerprint=None))
-OTHER_SHAPE = replace(PROFILE, model=replace(MODEL, fingerprint=None, name="qwen"))
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "complaint"),
-    [
-        (PROFILE, OTHER, "llama-3.1-8b-q4_k_m, whose tensors differ"),
-        (PROFILE, SHAPE, "have one of random weights of the shape llama-3.1-8b-q4_k_m"),
-        (SHAPE, PROFILE, "have one of random weights of the shape llama-3.1-8b-q4_k_m"),
-        (SHAPE, OTHER_SHAPE, "need a profile of llama-3.1-8b-q4_k_m, have one of qwen"),
-    ],
-)
-def test_another_models_profile_is_refused_unless_asked_for(written, capsys, a, b, complaint):
-    paths = written(a, b)
-    status, out, err = call(capsys, "compare", *paths)
-    assert (status, out) == (2, "")
-    assert complaint in err
-    assert "--any-model" in err
-    assert "model: need two runs on one" in called(capsys, "compare", *paths, "--any-model")
 
 
 def test_bad_usage_is_named(written, tmp_path, capsys):
