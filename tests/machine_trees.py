@@ -262,8 +262,6 @@ def r730_table():
 class FakeNVML:
     """One P40, or what a test makes of it: `answers` replaces an answer, None is an error."""
 
-    NVML_CLOCK_SM = 1
-
     class NVMLError(Exception):
         pass
 
@@ -282,7 +280,6 @@ class FakeNVML:
             "DeviceGetEnforcedPowerLimit": 250_000,
             "DeviceGetPciInfo": SimpleNamespace(busId="00000000:03:10.0"),
             "DeviceGetPowerUsage": 48_500,
-            "DeviceGetClockInfo": 1303,
             "DeviceGetCurrentClocksEventReasons": 0x4 | 0x20,
             "DeviceGetCurrentClocksThrottleReasons": 0x1,
         } | answers

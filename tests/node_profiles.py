@@ -50,10 +50,15 @@ MODEL = ModelShape(
     num_parameters=8_030_000_000,
     weight_bytes=4_920_000_000,
     num_layers=32,
+    hidden_size=4096,
+    num_heads=32,
     num_kv_heads=8,
     head_dim_k=128,
     head_dim_v=128,
+    vocab_size=128_256,
+    tied_embeddings=False,
     num_experts=0,
+    num_experts_used=0,
 )
 
 DECODE = plain_cost([1, 4, 16], [0.106, 0.13, 0.29], pair_s=2.1e-6, masked_s=1.6e-6)

@@ -113,7 +113,6 @@ def test_gpu_meter_reads_power_clock_and_reasons():
     nvml = FakeNVML()
     with GPUMeter(lambda: nvml) as meter:
         assert meter.watts() == 48.5
-        assert meter.mhz() == [1303.0]
         assert meter.throttled() == ["GPU 0: power limit", "GPU 0: heat (driver)"]
         assert nvml.num_open == 1
     assert nvml.num_open == 0
@@ -129,4 +128,4 @@ def test_gpu_meter_asks_old_drivers_by_the_old_name():
 
 def test_gpu_meter_without_nvml_reads_nothing():
     with GPUMeter(probes().nvml) as meter:
-        assert (meter.watts(), meter.mhz(), meter.throttled()) == (None, None, None)
+        assert (meter.watts(), meter.throttled()) == (None, None)

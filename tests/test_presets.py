@@ -1,6 +1,5 @@
 """Presets say where their numbers are from, and estimates keep their word on published speeds."""
 
-import dataclasses
 import itertools
 import json
 import math
@@ -28,7 +27,7 @@ from hetero.model.spec import gguf_to_spec
 from hetero.profile.document import read_node_profile, write_profile
 from hetero.profile.efficiency import CLASSES
 from hetero.profile.estimate import estimate_profile
-from hetero.profile.model_sizes import shape_to_sizes, spec_to_sizes
+from hetero.profile.model_sizes import model_shape, named_shape
 from hetero.profile.presets import CPU, GPU, Link, Server, load_preset, preset_names, read_preset
 
 POINTS = yaml.safe_load((Path(__file__).parent / "published_points.yaml").read_text())
@@ -37,7 +36,7 @@ CHIPS = [name for name in MACHINES if not isinstance(load_preset(name), Server)]
 
 
 def sizes(name="llama-3.1-8b-q4_k_m"):
-    return shape_to_sizes(*parse_shape(name))
+    return named_shape(*parse_shape(name))
 
 
 def estimated(name, model="llama-3.1-8b-q4_k_m", preset=None, **settings):
@@ -162,14 +161,40 @@ def test_smaller_cells_make_long_contexts_cheaper():
 
 def test_a_batch_reads_the_union_of_its_experts():
     model = sizes("qwen3-30b-a3b-q4_k_m")
-    # 3.3 of 30.5 billion are active, 0.3 of them the embedding, which is looked up.
-    assert model.read_parameters(1, with_head=True) == pytest.approx(3.0e9, rel=0.05)
-    expected = 1 - (1 - 8 / 128) ** 16
-    read = model.read_parameters(16, with_head=False) - (
-        model.layer_parameters - model.expert_parameters
+    # 48 layers' 128 experts of 3 x 2048 x 768: 28.991e9. Their attention, routers and norms:
+    # 0.9188e9; the head, and the table once more: 151,936 x 2048 = 0.3112e9.
+    assert model.num_parameters == 30_532_122_624
+    # Of 128 experts 8, a 16th; of 16 rows 1 - (15/16)^16 = 0.64393.
+    assert model.read_parameters(1, with_head=True) == pytest.approx(3.0417e9, rel=1e-4)
+    assert model.read_parameters(16, with_head=False) == pytest.approx(19.587e9, rel=1e-4)
+    # All but the table.
+    assert model.read_parameters(10_000, with_head=True) == pytest.approx(30.2210e9, rel=1e-5)
+
+
+def test_an_estimate_is_bytes_over_bandwidth_and_operations_over_rate():
+    """On a card of 936.2 GB/s, of which its class reaches 0.73, 0.8 on cells; 20 us a layer."""
+    # A gigabyte for 1e9 parameters, of them 1e8 a table that is the head, too.
+    model = msgspec.structs.replace(
+        sizes(),
+        num_parameters=10**9,
+        weight_bytes=10**9,
+        num_layers=10,
+        num_heads=8,
+        hidden_size=1000,
+        vocab_size=100_000,
+        tied_embeddings=True,
     )
-    assert read / model.expert_parameters == pytest.approx(expected)
-    assert model.read_bytes(10_000, with_head=True) < model.weight_bytes
+    prefill, decode = estimate_profile(
+        "rtx-3090", load_preset("rtx-3090"), model, "f16", "f16"
+    ).fits
+    # 0.2 ms for layers, 1.463216 for weights, 0.054689 for 1000 cells of 40,960 bytes.
+    assert decode.step_s([1000]) == pytest.approx(1.717905e-3, rel=1e-5)
+    # Another row's 2e9 operations at 0.27 of 284.7 Tflop/s: 0.026018 ms.
+    assert decode.step_s([1000] * 2) == pytest.approx(1.798612e-3, rel=1e-5)
+    # By torch, in ms: 10 for the request, 0.2 for layers, 6.008332 for 0.9 GB read and 3.6 of
+    # 16-bit weights written and read at 0.8 of bandwidth, 62.379856 for 2048 rows' 1.8e9 operations
+    # at 0.83 of 71.2 Tflop/s, 2.414081 for 2,098,176 pairs' 40,960 at half of 71.2.
+    assert prefill.prefill_s(2048) == pytest.approx(81.002269e-3, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama-3.1-8b-q4_k_m", "llama-2-7b-q4_0", "qwen3-30b-a3b-q8_0"])
@@ -183,7 +208,7 @@ def test_weights_weigh_what_published_files_do(name):
 
 
 def test_a_file_is_estimated_like_its_shape():
-    model = spec_to_sizes(gguf_to_spec(GGUFFile.open(DEMO_MODEL_PATH)))
+    model = model_shape(gguf_to_spec(GGUFFile.open(DEMO_MODEL_PATH)), None)
     profile = estimate_profile("p40", load_preset("p40"), model, "f16", "f16")
     assert profile.model.weight_bytes == model.weight_bytes
     assert profile.fits[1].step_s([100]) > 0
@@ -224,7 +249,7 @@ def tokens_per_s(point):
     """Estimated, and the interval's ends. llama-bench times steps alone, so no request_s."""
     model = sizes(point["model"])
     if "weight_gib" in point:
-        model = dataclasses.replace(model, weight_bytes=int(point["weight_gib"] * 2**30))
+        model = msgspec.structs.replace(model, weight_bytes=int(point["weight_gib"] * 2**30))
     prefill, decode = estimate_profile(
         point["device"],
         preset_of(point),
@@ -315,8 +340,10 @@ def call(*arguments):
 def test_the_table_shows_both_phases():
     result = call("rtx-3090", "--shape", "llama-3.1-8b-q4_k_m")
     assert result.exit_code == 0, result.output
-    assert "prefill of 8192 tokens, torch" in result.output
-    assert re.search(r"decode, batch of 16 at 4096 tokens +\d+ tok/s +\d+ to \d+", result.output)
+    assert re.search(r"prefill, 8k tokens, torch +[\d.]+ s +\d+ tok/s +\d+ to \d+", result.output)
+    assert re.search(
+        r"decode, batch 16 at 2k, llama +[\d.]+ ms +\d+ tok/s +\d+ to \d+", result.output
+    )
 
 
 def test_a_written_estimate_is_a_profile(tmp_path):

@@ -13,7 +13,6 @@ from node_profiles import FINGERPRINT, node_profile
 from hetero.errors import ConfigError
 from hetero.profile import document
 from hetero.profile.document import (
-    FORMAT,
     MAX_FILE_BYTES,
     read_node_profile,
     read_profile,
@@ -24,7 +23,7 @@ from hetero.profile.link.report import Goodput, LinkProfile, PlainStream, Range
 from hetero.profile.step_cost import plain_cost
 
 PROFILE = node_profile()
-KINDS = " or ".join(document._KINDS)
+KINDS = "node or machine or link"
 FIELDS = ["kind", "format", *type(PROFILE).__struct_fields__]
 
 
@@ -238,7 +237,7 @@ FOREIGN = {
     "kind of kinds": Foreign(b"kind: [node]\n", f"kind: need {KINDS}, have ['node']"),
     "other format": Foreign(
         b"kind: node\nformat: 99\n",
-        f"format: need {FORMAT}, have 99; measure again with this version of hetero",
+        "format: need 1, have 99; measure again with this version of hetero",
     ),
     "no digests": Foreign(
         b"kind: node\nformat: 1\n",

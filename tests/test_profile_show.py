@@ -1,22 +1,25 @@
-"""`hetero profile show` and `compare`: what people and programs are told of a profile."""
+"""`hetero profile show`: what people and programs are told of a profile."""
 
 import json
 import subprocess
 import sys
+from functools import partial
 
 import msgspec
 import pytest
-from node_profiles import FINGERPRINT, MODEL, gpu_ceilings, node_profile, with_fits
+from matplotlib.figure import Figure
+from node_profiles import MODEL, gpu_ceilings, node_profile, with_fits
+from profile_commands import call, called, write_profiles
 from test_profile_document import link_profile
 
-from hetero.cli import main
-from hetero.errors import ConfigError
-from hetero.profile.agreement import agreement
-from hetero.profile.comparison import compare
-from hetero.profile.document import document, write_profile
+from hetero.profile.document import document
 from hetero.profile.facts.report import GPU
 from hetero.profile.node_report import facts_lines, headline, noise_lines, tables
-from hetero.profile.rates import decode_rate, prefill_rate, rates, roof
+from hetero.profile.plot.ratio_panel import draw_ratios
+from hetero.profile.plot.roofline import draw_roofline
+from hetero.profile.plot.style import fit_colours
+from hetero.profile.rates import decode_rate, matrix_flops, prefill_rate, rates, roof
+from hetero.profile.work import step_work
 
 PROFILE = node_profile()
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -26,28 +29,7 @@ replace = msgspec.structs.replace
 @pytest.fixture
 def written(tmp_path):
     """Writes profiles; returns their paths."""
-
-    def write(*profiles):
-        paths = []
-        for number, profile in enumerate(profiles):
-            path = tmp_path / f"{number}.yaml"
-            write_profile(profile, path)
-            paths.append(str(path))
-        return paths
-
-    return write
-
-
-def call(capsys, *arguments):
-    status = main.main(["profile", *map(str, arguments)])
-    said = capsys.readouterr()
-    return status, said.out, said.err
-
-
-def called(capsys, *arguments):
-    status, out, err = call(capsys, *arguments)
-    assert status == 0, err
-    return out
+    return partial(write_profiles, tmp_path)
 
 
 # Without what a machine may keep to itself.
@@ -81,25 +63,31 @@ VARIANTS = {
     "no flops known": replace(BRIEF, ceilings=replace(BRIEF.ceilings, tflops={}, numa={})),
     "random weights": replace(BRIEF, model=replace(MODEL, fingerprint=None)),
     "one sample": with_fits(BRIEF, samples=BRIEF.fits[0].samples[:1]),
-    "only held out": with_fits(BRIEF, samples=[replace(BRIEF.fits[0].samples[0], drawn=True)]),
+    "only drawn": with_fits(BRIEF, samples=[replace(BRIEF.fits[0].samples[0], drawn=True)]),
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_profile_can_be_shown_and_drawn(name, written, tmp_path, capsys):
     picture = tmp_path / "p.png"
-    shown = called(capsys, "show", *written(VARIANTS[name]), "--plot", picture)
+    shown = called(capsys, "show", *written(VARIANTS[name]), "--plot-file", picture)
     assert shown.startswith("r730, llama-3.1-8b-q4_k_m")
     assert "nan" not in shown
     assert picture.read_bytes().startswith(PNG)
+
+
+def test_a_picture_lies_beside_its_profile_unless_told(written, tmp_path, capsys):
+    status, _, err = call(capsys, "show", *written(BRIEF), "--plot")
+    assert (status, err) == (0, f"drawn: {tmp_path / '0.png'}\n")
+    assert (tmp_path / "0.png").read_bytes().startswith(PNG)
 
 
 def test_what_is_read_first_is_how_fast_and_how_near_the_ceiling(written, capsys):
     shown = called(capsys, "show", *written(PROFILE)).splitlines()
     assert shown[0] == "r730, llama-3.1-8b-q4_k_m, 4.58 GiB, 2026-11-02T19:30:00+00:00"
     assert shown[1] == (
-        "prefill 82.9 tok/s at 2k (76% of f32 flops, -5% +5%, q8_0, fitted); "
-        "decode 9.07 tok/s at 2k (79% of read bandwidth, -5% +5%, q8_0, fitted)"
+        "prefill 82.9 tok/s at 2k (66% of f32 flops, -5% +5%, q8_0, fitted); "
+        "decode 9.07 tok/s at 2k (74% of read bandwidth, -5% +5%, q8_0, fitted)"
     )
     text = "\n".join(shown)
     for words in (
@@ -111,7 +99,7 @@ def test_what_is_read_first_is_how_fast_and_how_near_the_ceiling(written, capsys
         "K q8_0, V q8_0",
         "decode beside prefill on the same engine",
         "28 threads 110 ms",
-        "quiet: pilots ran at 97% to 102% of their median",
+        "quiet: pilots ran at 97% to 102% of their usual speed",
         "* beyond the samples",
         "not seen: power of the memory: need root, have none",
     ):
@@ -120,9 +108,10 @@ def test_what_is_read_first_is_how_fast_and_how_near_the_ceiling(written, capsys
 
 def test_a_decode_steps_share_is_bytes_over_seconds_over_bandwidth():
     fit = PROFILE.fits[0]
-    # Weights, and 2048 cells of 32 layers x 2 x 8 x 128 values in q8_0's 34 bytes for 32.
-    num_bytes = 4_920_000_000 + 2048 * 32 * 2 * 8 * 128 // 32 * 34
-    seconds = 0.106 + 2048 * 2.1e-6
+    # Of 8.03e9 parameters all but the embedding's 128256 x 4096, at 4.92 bytes for 8.03; and 2048
+    # cells of 32 layers x 2 x 8 x 128 values in q8_0's 34 bytes for 32.
+    num_bytes = 4_598_125_037 + 142_606_336
+    seconds = 0.1103008  # 0.106 + 2048 x 2.1e-6
     rate = decode_rate(PROFILE, fit, [2048])
     assert rate.seconds == pytest.approx(seconds)
     assert rate.tokens_per_s == pytest.approx(1 / seconds)
@@ -132,22 +121,72 @@ def test_a_decode_steps_share_is_bytes_over_seconds_over_bandwidth():
     assert not decode_rate(PROFILE, fit, [128] * 17).is_sampled
 
 
-def test_a_prompts_share_is_two_flops_for_each_parameter_and_token():
+def test_a_prompts_share_is_of_its_rows_through_the_layers_and_one_through_the_head():
     fit = next(fit for fit in PROFILE.fits if fit.role == "prefill")
     rate = prefill_rate(PROFILE, fit, 512)
-    seconds = 0.002 + 5.6 + 512 * 513 / 2 * 1.1e-6
+    seconds = 5.7464608  # 0.002 for the request, 5.6 for rows, 131,328 pairs at 1.1e-6
     assert rate.seconds == pytest.approx(seconds)
-    assert rate.share == pytest.approx(2 * 8.03e9 * 512 / seconds / 1.75e12)
+    # 8.03e9 less embedding and head of 525,336,576 each, 512 times; and the head once.
+    flops = 2 * (512 * 6_979_326_848 + 525_336_576)
+    assert rate.share == pytest.approx(flops / seconds / 1.75e12)
     assert rate.is_sampled
     assert not prefill_rate(PROFILE, fit, 8192).is_sampled
 
 
+def test_a_table_shared_with_the_head_is_read_but_for_prefill_chunks_without_logits():
+    # 1e9 parameters at a byte each, of them 1e8 the table.
+    table = replace(
+        MODEL,
+        num_parameters=10**9,
+        weight_bytes=10**9,
+        vocab_size=100_000,
+        hidden_size=1000,
+        tied_embeddings=True,
+    )
+    assert table.read_bytes(4, with_head=True) == pytest.approx(1e9)
+    assert table.read_bytes(4, with_head=False) == pytest.approx(9e8)
+    assert matrix_flops(table, 4, 1) == pytest.approx(2 * (4 * 9e8 + 1e8))
+    two = replace(table, tied_embeddings=False)
+    assert two.read_bytes(4, with_head=True) == pytest.approx(9e8)
+    assert matrix_flops(two, 4, 4) == pytest.approx(2 * 4 * 9e8)
+
+
 def test_each_device_has_its_own_roof():
-    gpu = roof(ON_GPU, "cuda:0")
+    gpu = roof(ON_GPU.ceilings, "cuda:0")
     assert (gpu.bytes_per_s, gpu.flops_per_s, gpu.flops_type) == (840e9, 71e12, "f16")
-    assert roof(ON_GPU, "cpu").flops_type == "f32"
-    assert roof(ON_GPU, "cuda:1") is None
+    assert roof(ON_GPU.ceilings, "cpu").flops_type == "f32"
+    assert roof(ON_GPU.ceilings, "cuda:1") is None
     assert all(rate.share is None for rate in rates(VARIANTS["on an unknown GPU"], ON_GPU.fits[0]))
+
+
+def test_a_roofline_shows_steps_by_operations_and_bytes():
+    axes = Figure().subplots()
+    draw_roofline(axes, PROFILE, fit_colours(PROFILE.fits))
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    decode = lines["decode at 2k, by batch: q8_0/q8_0, llama cpu"]
+    # Layers and head once, 7,504,663,424 products; over the bytes and seconds worked out above.
+    assert decode.get_xdata()[0] == pytest.approx(15.009327e9 / 4.740731e9, rel=1e-6)
+    assert decode.get_ydata()[0] == pytest.approx(15.009327e9 / 0.1103008 / 1e12, rel=1e-6)
+    prefill = lines["prefill, by tokens of a chunk: q8_0/q8_0, llama cpu"]
+    # A prompt of one chunk: 512 rows and one for the head; weights, and 512 cells of 69,632 bytes.
+    assert prefill.get_xdata()[-1] == pytest.approx(7147.8814e9 / 4.633777e9, rel=1e-6)
+    assert prefill.get_ydata()[-1] == pytest.approx(7147.8814e9 / 5.7444608 / 1e12, rel=1e-6)
+
+
+def test_samples_stand_at_measured_over_fitted():
+    fit = PROFILE.fits[0]
+    # Two cells a row of batch 1: 0.106 s and 2 x 2.1 us; a clock of 0.9 means 0.9 of the seconds.
+    work = step_work([2], 0, unified=False)
+    drawn = replace(fit.samples[0], work=work, seconds=0.1060042 * 1.2, speed=0.9, drawn=True)
+    placed = replace(drawn, seconds=0.1060042, speed=1.0, drawn=False)
+    axes = Figure().subplots()
+    draw_ratios(axes, [replace(fit, samples=[placed, drawn])], fit_colours(PROFILE.fits))
+    shown = [points for each in axes.collections for points in each.get_offsets()[:, 0].tolist()]
+    assert shown == pytest.approx([1.0, 1.08])
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["placed", "drawn at random"]
+    [tick] = axes.get_yticklabels()
+    assert tick.get_text().endswith("cross-validated 2.1%")
 
 
 def test_of_a_mixture_of_experts_no_share_is_claimed():
@@ -186,14 +225,16 @@ def test_what_may_be_used_of_a_machine_is_said():
 
 def test_a_noisy_machine_is_said_to_be_so():
     noise = replace(
-        PROFILE.noise, is_noisy=True, reasons=["others took 31%"], throttled=["thermal"]
+        PROFILE.noise,
+        is_noisy=True,
+        reasons=["throttled: heat", "others took 31%"],
+        throttled=["heat"],
     )
     assert noise_lines(noise) == [
-        "noisy: pilots ran at 97% to 102% of their median; the intervals allow for it",
+        "noisy: pilots ran at 97% to 102% of their usual speed; the intervals allow for it",
+        "- throttled: heat",
         "- others took 31%",
-        "- throttled: thermal",
     ]
-    assert noise_lines(replace(noise, is_noisy=False))[0].startswith("throttled: ")
     assert noise_lines(None) == ["estimated: nothing ran on the machine"]
 
 
@@ -209,143 +250,13 @@ def test_json_is_the_profile_and_its_rates(written, capsys):
     assert found == json.loads(json.dumps(document(PROFILE)))
     assert [len(each) for each in shares] == [4, 4, 3, 3]
     assert shares[0][0]["what"] == "batch 1 at 2k"
-    assert shares[0][0]["share"] == pytest.approx(0.79, abs=0.005)
+    assert shares[0][0]["share"] == pytest.approx(0.741, abs=0.0005)
 
 
 def test_a_links_profile_is_shown_too(written, capsys):
     paths = written(link_profile())
     assert "KV, aead" in called(capsys, "show", *paths)
     assert json.loads(called(capsys, "show", *paths, "--json"))["kind"] == "link"
-
-
-def test_one_machine_twice_as_slow_all_the_while_agrees_with_itself():
-    found = agreement(PROFILE, node_profile(slower=2.0))
-    assert len(found.fits) == 4
-    assert found.unmatched == []
-    assert found.worst_deviation == pytest.approx(0, abs=1e-9)
-
-
-def test_slower_beside_equal_pilots_is_a_deviation():
-    a, b = PROFILE, node_profile(slower=1.25)
-    found = agreement(a, replace(b, noise=a.noise))
-    assert found.median_deviation == pytest.approx(0.25)
-    assert all(point.ratio == pytest.approx(1.25) for fit in found.fits for point in fit.points)
-    back = agreement(replace(b, noise=a.noise), a)
-    assert back.median_deviation == pytest.approx(0.25)
-
-
-def test_each_role_has_its_own_pilot():
-    pilots = {"memory": 0.004, "compute": 0.006}
-    found = agreement(PROFILE, replace(PROFILE, noise=replace(PROFILE.noise, pilot_s=pilots)))
-    for fit in found.fits:
-        expected = 0.0 if fit.role == "decode" else 1.0
-        assert fit.worst_deviation == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("unified", [False, True])
-def test_predictions_are_compared_inside_both_runs_samples(unified):
-    a = node_profile(unified=unified)
-    few = [sample for sample in a.fits[0].samples if sample.work.rows <= 4]
-    b = replace(a, fits=[replace(a.fits[0], samples=few), *a.fits[1:]])
-    found = agreement(a, b)
-    for fit, ours, theirs in zip(found.fits, a.fits, b.fits, strict=True):
-        assert len(fit.points) >= 6
-        for samples in (ours.samples, theirs.samples):
-            assert {point.work.rows for point in fit.points} <= set(
-                range(min(s.work.rows for s in samples), max(s.work.rows for s in samples) + 1)
-            )
-            for name in ("visible", "masked"):
-                most = max(getattr(sample.work, name) for sample in samples)
-                assert all(getattr(point.work, name) <= most * (1 + 1e-9) for point in fit.points)
-    assert max(point.work.rows for point in found.fits[0].points) == 4
-
-
-def test_fits_of_one_run_only_are_named():
-    found = agreement(PROFILE, replace(PROFILE, fits=PROFILE.fits[1:]))
-    assert found.unmatched == ["decode llama cpu q8_0/q8_0 streams"]
-    assert len(found.fits) == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"host": "r740"}, "host: need two runs on one, have r730 and r740"),
-        ({"model": replace(MODEL, fingerprint=None)}, "model: need two runs on one"),
-        ({"noise": None}, "noise.pilot_s of r730: need memory, have none"),
-        ({"fits": []}, "fits: need one with samples in both profiles, have none"),
-    ],
-)
-def test_what_can_not_agree_is_refused(change, complaint):
-    with pytest.raises(ConfigError, match=complaint):
-        agreement(PROFILE, replace(PROFILE, **change))
-
-
-def test_a_renamed_file_is_the_same_model():
-    renamed = replace(PROFILE, model=replace(MODEL, name="llama"))
-    assert agreement(PROFILE, renamed).worst_deviation == 0
-
-
-def test_two_runs_stand_side_by_side(written, capsys):
-    paths = written(PROFILE, node_profile(seed=2, slower=1.25))
-    shown = called(capsys, "compare", *paths)
-    line = next(line for line in shown.splitlines() if "memory, read" in line)
-    assert line.split() == ["ceilings", "memory,", "read", "58", "46.4", "GB/s", "0.800"]
-    assert shown.rstrip().endswith("0.0%")
-    found = json.loads(called(capsys, "compare", *paths, "--json"))
-    assert found["agreement"]["worst_deviation"] < 1e-9
-    assert found["no_agreement"] is None
-    by_name = {figure["name"]: figure for figure in found["figures"]}
-    assert by_name["f32 flops"]["ratio"] == pytest.approx(0.8)
-
-
-def test_other_machines_are_compared_by_their_figures_alone(written, capsys):
-    paths = written(PROFILE, replace(ON_GPU, host="desktop"))
-    shown = called(capsys, "compare", *paths)
-    assert "not compared: host: need two runs on one, have r730 and desktop" in shown
-    found = json.loads(called(capsys, "compare", *paths, "--json"))
-    assert found["agreement"] is None
-    one = next(each for each in found["figures"] if each["name"] == "cuda:0, copy")
-    assert (one["a"], one["b"], one["ratio"]) == (None, 840.0, None)
-
-
-def test_figures_of_a_section_stay_together():
-    sections = [figure.section for figure in compare(PROFILE, ON_GPU)]
-    assert sections == sorted(sections, key=sections.index)
-    names = [(figure.section, figure.name) for figure in compare(PROFILE, ON_GPU)]
-    assert len(names) == len(set(names))
-
-
-def test_links_are_compared_too(written, capsys):
-    faster = replace(
-        link_profile(),
-        pack_bytes_per_s=replace(link_profile().pack_bytes_per_s, median=2.0),
-    )
-    found = json.loads(called(capsys, "compare", *written(link_profile(), faster), "--json"))
-    ratios = {figure["name"]: figure["ratio"] for figure in found["figures"]}
-    assert ratios == {"plain TCP": 1, "KV, aead": 1, "round trip": 1, "packing": 2}
-
-
-OTHER = replace(PROFILE, model=replace(MODEL, fingerprint=replace(FINGERPRINT, tensors="55" * 32)))
-SHAPE = replace(PROFILE, model=replace(MODEL, fingerprint=None))
-OTHER_SHAPE = replace(PROFILE, model=replace(MODEL, fingerprint=None, name="qwen"))
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "complaint"),
-    [
-        (PROFILE, OTHER, "llama-3.1-8b-q4_k_m, whose tensors differ"),
-        (PROFILE, SHAPE, "have one of random weights of the shape llama-3.1-8b-q4_k_m"),
-        (SHAPE, PROFILE, "have one of random weights of the shape llama-3.1-8b-q4_k_m"),
-        (SHAPE, OTHER_SHAPE, "need a profile of llama-3.1-8b-q4_k_m, have one of qwen"),
-    ],
-)
-def test_another_models_profile_is_refused_unless_asked_for(written, capsys, a, b, complaint):
-    paths = written(a, b)
-    status, out, err = call(capsys, "compare", *paths)
-    assert (status, out) == (2, "")
-    assert complaint in err
-    assert "--any-model" in err
-    assert "model: need two runs on one" in called(capsys, "compare", *paths, "--any-model")
 
 
 def test_bad_usage_is_named(written, tmp_path, capsys):
@@ -356,9 +267,9 @@ def test_bad_usage_is_named(written, tmp_path, capsys):
         (["show"], "Missing argument"),
         (["show", tmp_path / "none.yaml"], "can't read it: no such file"),
         (["show", text], "need a profile's YAML, have ['a']"),
-        (["show", link, "--plot", tmp_path / "p.png"], "kind: need a node's profile to plot"),
-        (["show", node, "--plot", tmp_path / "p.jpg"], "plot: need a name that ends in .png"),
-        (["show", node, "--plot", tmp_path / "no" / "p.png"], "can't write it: no such file"),
+        (["show", link, "--plot-file", tmp_path / "p.png"], "kind: need a node's profile to plot"),
+        (["show", node, "--plot-file", tmp_path / "p.jpg"], "plot: need a name that ends in .png"),
+        (["show", node, "--plot-file", tmp_path / "no" / "p.png"], "can't write it: no such file"),
         (["compare", node], "Missing argument"),
         (["compare", node, text], "need a profile's YAML"),
         (["compare", node, link], "kind: need two nodes' profiles or two links', have one of each"),
@@ -370,7 +281,7 @@ def test_bad_usage_is_named(written, tmp_path, capsys):
 
 def test_without_matplotlib_a_picture_says_how_to_get_it(written, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hetero.profile.plot.node_figure.find_spec", lambda name: None)
-    status, _, err = call(capsys, "show", *written(PROFILE), "--plot", tmp_path / "p.png")
+    status, _, err = call(capsys, "show", *written(PROFILE), "--plot-file", tmp_path / "p.png")
     assert status == 2
     assert "need the matplotlib package, have none: pip install 'hetero[plot]'" in err
 

@@ -10,6 +10,7 @@ from hetero.cli.output import AsJson, print_json
 if TYPE_CHECKING:
     from hetero.profile.agreement import Agreement
     from hetero.profile.comparison import Figure
+    from hetero.profile.document import Profile
     from hetero.profile.node_report import Table
 
 
@@ -38,7 +39,7 @@ def compare(
 
     a, b = read_profile(first), read_profile(second)
     figures = comparison.compare(a, b)
-    agreed, no_agreement = None, "a link's profile has no fits"
+    agreed, no_agreement = None, None
     if isinstance(a, NodeProfile) and isinstance(b, NodeProfile):
         if not any_model:
             comparison.require_same_model(a, first, b, second)
@@ -50,19 +51,38 @@ def compare(
         rows = [msgspec.structs.asdict(figure) | {"ratio": figure.ratio} for figure in figures]
         fields: dict[str, Any] = {"a": str(first), "b": str(second), "figures": rows}
         fields["agreement"] = msgspec.to_builtins(agreed)
-        fields["no_agreement"] = no_agreement if agreed is None else None
+        fields["no_agreement"] = no_agreement
         print_json(fields)
         return
-    print_table(_figures_table(figures, str(first), str(second)))
-    if agreed is None:
+    print(f"A: {first}, {_state(a)}\nB: {second}, {_state(b)}")
+    print_table(_figures_table(figures))
+    if no_agreement is not None:
         print(f"\npredictions over a grid: not compared: {no_agreement}")
-    else:
+    if agreed is not None:
         print_table(_agreement_table(agreed))
         for name in agreed.unmatched:
             print(f"in one of them only: {name}")
+        print(
+            f"\nin units of each run's pilot, predictions agree within "
+            f"{agreed.worst_deviation:.1%}, half of them within {agreed.median_deviation:.1%}"
+        )
 
 
-def _figures_table(figures: "list[Figure]", first: str, second: str) -> "Table":
+def _state(profile: "Profile") -> str:
+    """Where and when it was measured, and how quietly."""
+    from hetero.profile.link.report import LinkProfile
+    from hetero.profile.node_profile import NodeProfile
+
+    if isinstance(profile, LinkProfile):
+        return f"{profile.source} to {profile.sink}, {profile.date}"
+    state = ""
+    if isinstance(profile, NodeProfile):
+        noise = profile.noise
+        state = ", estimated" if noise is None else ", noisy" if noise.is_noisy else ", quiet"
+    return f"{profile.host}, {profile.date}{state}"
+
+
+def _figures_table(figures: "list[Figure]") -> "Table":
     from hetero.profile.node_report import Table
 
     rows = [
@@ -73,10 +93,11 @@ def _figures_table(figures: "list[Figure]", first: str, second: str) -> "Table":
             _number(figure.b),
             figure.unit,
             "" if figure.ratio is None else f"{figure.ratio:.3f}",
+            figure.note,
         ]
         for figure in figures
     ]
-    return Table(f"A: {first}   B: {second}", ["", "", "A", "B", "", "B / A"], rows)
+    return Table("as clocked", ["", "", "A", "B", "", "B / A", ""], rows)
 
 
 def _agreement_table(agreed: "Agreement") -> "Table":

@@ -10,13 +10,8 @@ from hetero.cli.output import AsJson, print_json, seconds_text
 from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hetero.messages import ModelFingerprint
-    from hetero.profile.model_sizes import ModelSizes
-    from hetero.profile.node_profile import EngineFit, NodeProfile
-
-_PROMPTS = (512, 2048, 8192)
-_BATCHES = (1, 4, 16)
-_CONTEXT = 4096
+    from hetero.profile.model_shape import ModelShape
+    from hetero.profile.node_profile import NodeProfile
 
 
 def estimate(
@@ -44,8 +39,7 @@ def estimate(
     from hetero.profile.presets import load_preset
 
     machine = load_preset(preset)
-    sizes, fingerprint = _whose(model, shape)
-    found = estimate_profile(preset, machine, sizes, kv_k, kv_v, fingerprint=fingerprint)
+    found = estimate_profile(preset, machine, _whose(model, shape), kv_k, kv_v)
     if output is not None:
         write_profile(found, output)
     if as_json:
@@ -54,8 +48,8 @@ def estimate(
         _print(machine.title, found)
 
 
-def _whose(model: str | None, shape: str | None) -> "tuple[ModelSizes, ModelFingerprint | None]":
-    from hetero.profile.model_sizes import shape_to_sizes, spec_to_sizes
+def _whose(model: str | None, shape: str | None) -> "ModelShape":
+    from hetero.profile.model_sizes import model_shape, named_shape
 
     if (model is None) == (shape is None):
         raise ConfigError("estimate: need either --model FILE or --shape NAME")
@@ -64,14 +58,16 @@ def _whose(model: str | None, shape: str | None) -> "tuple[ModelSizes, ModelFing
         from hetero.model.fingerprint import fingerprint_model
 
         path, spec = open_model(model)
-        return spec_to_sizes(spec), fingerprint_model(path)
+        return model_shape(spec, fingerprint_model(path))
     from hetero.model.shapes import parse_shape
 
     assert shape is not None
-    return shape_to_sizes(*parse_shape(shape)), None
+    return named_shape(*parse_shape(shape))
 
 
 def _list(*, as_json: bool) -> None:
+    from hetero.cli.profile_tables import print_table
+    from hetero.profile.node_report import Table
     from hetero.profile.presets import load_preset, preset_names
 
     presets = {name: load_preset(name) for name in preset_names()}
@@ -80,51 +76,31 @@ def _list(*, as_json: bool) -> None:
 
         print_json({name: msgspec.to_builtins(preset) for name, preset in presets.items()})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None)
-    for head in ("preset", "", "idle W", "load W"):
-        table.add_column(head, no_wrap=True)
-    for name, preset in presets.items():
-        table.add_row(name, preset.title, f"{preset.idle_watts:g}", f"{preset.load_watts:g}")
-    Console(soft_wrap=True, width=120).print(table)
+    rows = [
+        [name, preset.title, f"{preset.idle_watts:g}", f"{preset.load_watts:g}"]
+        for name, preset in presets.items()
+    ]
+    print_table(Table("presets", ["", "", "idle W", "load W"], rows))
 
 
 def _print(title: str, found: "NodeProfile") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from hetero.cli.profile_tables import print_table
+    from hetero.profile.node_report import Table, rate_text
+    from hetero.profile.rates import rates
 
-    prefill, decode = found.fits
-    whose = f"{title}: {found.model.name}, K {prefill.kv_k}, V {prefill.kv_v}, estimated"
-    table = Table(box=None, title=Text(whose), title_justify="left")
-    for head in ("", "estimate", "9 of 10 within"):
-        table.add_column(head, no_wrap=True)
-    for tokens in _PROMPTS:
-        seconds = prefill.prefill_s(tokens)
-        low, high = prefill.interval
-        table.add_row(
-            f"prefill of {tokens} tokens, {prefill.engine}",
-            seconds_text(seconds),
-            f"{seconds_text(low * seconds)} to {seconds_text(high * seconds)}",
-        )
-    for batch in _BATCHES:
-        rate, slow, fast = _decode_rates(decode, batch)
-        table.add_row(
-            f"decode, batch of {batch} at {_CONTEXT} tokens",
-            f"{_rate_text(rate)} tok/s",
-            f"{_rate_text(slow)} to {_rate_text(fast)}",
-        )
-    Console(soft_wrap=True, width=120).print(table)
-
-
-def _decode_rates(decode: "EngineFit", batch: int) -> tuple[float, float, float]:
-    """Tokens per second of all sequences: the estimate, and its interval's ends."""
-    rate = batch / decode.step_s([_CONTEXT] * batch)
-    low, high = decode.interval
-    return rate, rate / high, rate / low
-
-
-def _rate_text(rate: float) -> str:
-    return f"{rate:.0f}" if rate >= 100 else f"{rate:.2g}"
+    rows = []
+    for fit in found.fits:
+        low, high = fit.interval
+        for rate in rates(found, fit):
+            slow, fast = rate_text(rate.tokens_per_s / high), rate_text(rate.tokens_per_s / low)
+            rows.append(
+                [
+                    f"{fit.role}, {rate.what}, {fit.engine}",
+                    seconds_text(rate.seconds),
+                    f"{rate_text(rate.tokens_per_s)} tok/s",
+                    f"{slow} to {fast}",
+                ]
+            )
+    model, fit = found.model, found.fits[0]
+    whose = f"{title}: {model.name}, K {fit.kv_k}, V {fit.kv_v}, estimated"
+    print_table(Table(whose, ["", "takes", "", "9 of 10 within"], rows))

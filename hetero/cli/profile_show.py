@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 def show(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A node's or a link's profile.")],
     plot: Annotated[
+        bool,
+        typer.Option("--plot", help="Draw a roofline, and the fits with their samples."),
+    ] = False,
+    plot_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Draw a roofline, and the fits with their samples."),
+        typer.Option(metavar="FILE.png", help="Draw it here.  [default: beside the profile]"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -26,9 +30,10 @@ def show(
     from hetero.profile.link.report import LinkProfile
     from hetero.profile.node_profile import NodeProfile
 
+    picture = plot_file or (path.with_suffix(".png") if plot else None)
     profile = read_profile(path)
     if not isinstance(profile, NodeProfile):
-        if plot is not None:
+        if picture is not None:
             raise ConfigError(f"{path}: kind: need a node's profile to plot, have none")
         if as_json:
             print_json(document(profile))
@@ -37,11 +42,11 @@ def show(
         else:
             print_machine(profile)
         return
-    if plot is not None:
+    if picture is not None:
         from hetero.profile.plot.node_figure import plot_node
 
-        plot_node(profile, plot)
-        print_progress(f"drawn: {plot}")
+        plot_node(profile, picture)
+        print_progress(f"drawn: {picture}")
     if as_json:
         print_json(document(profile) | {"rates": _rates(profile)})
     else:

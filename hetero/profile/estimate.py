@@ -19,10 +19,9 @@ import msgspec
 from hetero import __version__
 from hetero.errors import ConfigError, PlanError
 from hetero.kv.layout import kv_layout
-from hetero.messages import ModelFingerprint
 from hetero.profile.efficiency import CLASSES, EXPERTS_SHARE, SOCKETS_SHARE, DeviceClass
 from hetero.profile.estimate_facts import ceilings_of, facts_of
-from hetero.profile.model_sizes import ModelSizes, model_shape
+from hetero.profile.model_shape import ModelShape
 from hetero.profile.node_profile import (
     CodecRates,
     EngineFit,
@@ -53,12 +52,11 @@ _GPU_PACK_SHARE = 0.1
 def estimate_profile(
     name: str,
     preset: Preset,
-    model: ModelSizes,
+    model: ModelShape,
     kv_k: str = "q8_0",
     kv_v: str = "q8_0",
     *,
     prefill_engine: str | None = None,
-    fingerprint: ModelFingerprint | None = None,
 ) -> NodeProfile:
     """`prefill_engine`: None for the one that serves the device. A server's figures are those of
     one engine over all its sockets.
@@ -85,7 +83,7 @@ def estimate_profile(
     return NodeProfile(
         host=name,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=model_shape(model, fingerprint),
+        model=model,
         facts=facts_of(preset),
         ceilings=ceilings_of(preset),
         fits=[
@@ -145,7 +143,7 @@ def _machine(preset: Preset) -> _Machine:
 class _Device:
     """One machine on one model and cache: seconds of steps and their parts."""
 
-    def __init__(self, machine: _Machine, model: ModelSizes, cell_bytes: int) -> None:
+    def __init__(self, machine: _Machine, model: ModelShape, cell_bytes: int) -> None:
         self.machine = machine
         self._model = model
         self._cell_bytes = cell_bytes

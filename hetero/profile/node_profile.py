@@ -10,8 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from hetero.messages import ModelFingerprint
 from hetero.profile.facts.report import Facts
+from hetero.profile.model_shape import ModelShape as ModelShape
 from hetero.profile.quantities import Count, Finite, NotNegative, OneOrMore, Positive
 from hetero.profile.step_cost import StepCost
 from hetero.profile.work import Work, chunk_work, step_work
@@ -28,22 +28,6 @@ PILOT_OF: dict[Role, PilotName] = {"decode": "memory", "prefill": "compute"}
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
-
-
-class ModelShape(_Section, frozen=True, kw_only=True):
-    """Whose figures these are. fingerprint: None for random weights of a named shape."""
-
-    name: str
-    fingerprint: ModelFingerprint | None
-    architecture: str
-    quantization: str
-    num_parameters: OneOrMore
-    weight_bytes: OneOrMore
-    num_layers: OneOrMore
-    num_kv_heads: Count
-    head_dim_k: Count
-    head_dim_v: Count
-    num_experts: Count
 
 
 class CoreBandwidth(_Section, frozen=True, kw_only=True):

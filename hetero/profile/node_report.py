@@ -34,7 +34,7 @@ def headline(profile: NodeProfile) -> str:
         if best is None:
             continue
         fit, rate = best
-        above = roof(profile, fit.device)
+        above = roof(profile.ceilings, fit.device)
         share = ""
         if rate.share is not None and above is not None:
             of = "read bandwidth" if role == "decode" else f"{above.flops_type} flops"
@@ -91,14 +91,12 @@ def noise_lines(noise: Noise | None) -> list[str]:
     if noise is None:
         return ["estimated: nothing ran on the machine"]
     low, high = noise.speed
-    pilots = f"pilots ran at {low:.0%} to {high:.0%} of their median"
-    if not noise.is_noisy and not noise.throttled:
+    pilots = f"pilots ran at {low:.0%} to {high:.0%} of their usual speed"
+    if not noise.is_noisy:
         return [f"quiet: {pilots}"]
-    verdict = "noisy" if noise.is_noisy else "throttled"
     return [
-        f"{verdict}: {pilots}; the intervals allow for it",
+        f"noisy: {pilots}; the intervals allow for it",
         *(f"- {reason}" for reason in noise.reasons),
-        *(f"- throttled: {reason}" for reason in noise.throttled),
     ]
 
 
@@ -128,7 +126,7 @@ def _fits_table(profile: NodeProfile, role: str) -> Table:
     of = "bandwidth" if role == "decode" else "flops"
     return Table(
         f"{role}, tokens/s and share of {of}",
-        ["", *heads, "9 of 10 within", "error held out", ""],
+        ["", *heads, "9 of 10 within", "cross-validated error", ""],
         [_fit_row(fit, row) for fit, row in zip(fits, found, strict=True)],
     )
 

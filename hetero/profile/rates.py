@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hetero.kv.layout import model_layout
-from hetero.profile.node_profile import EngineFit, ModelShape, NodeProfile
+from hetero.profile.node_profile import Ceilings, EngineFit, ModelShape, NodeProfile
 from hetero.profile.work import chunk_work
 
 PROMPTS = (512, 2048, 8192)
@@ -33,9 +33,8 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     is_sampled: bool  # no further out than the fit's samples
 
 
-def roof(profile: NodeProfile, device: str) -> Roof | None:
+def roof(ceilings: Ceilings, device: str) -> Roof | None:
     """A GPU's copies read and write, so their bytes stand for what it can read."""
-    ceilings = profile.ceilings
     if device == "cpu" and ceilings.read_gb_s is not None:
         return _roof(device, ceilings.read_gb_s, ceilings.tflops)
     index = device.partition(":")[2] or "0"
@@ -55,10 +54,11 @@ def rates(profile: NodeProfile, fit: EngineFit) -> list[Rate]:
 def decode_rate(profile: NodeProfile, fit: EngineFit, contexts: Sequence[int]) -> Rate:
     """A step of sequences of so many cells each."""
     seconds = fit.step_s(contexts)
-    above = roof(profile, fit.device)
+    above = roof(profile.ceilings, fit.device)
     share = None
     if above is not None and seconds > 0 and has_known_work(profile.model):
-        share = step_bytes(profile.model, fit, sum(contexts)) / seconds / above.bytes_per_s
+        num_bytes = step_bytes(profile.model, fit, len(contexts), sum(contexts))
+        share = num_bytes / seconds / above.bytes_per_s
     return Rate(
         what=f"batch {len(contexts)} at {count_text(max(contexts))}",
         seconds=seconds,
@@ -71,10 +71,10 @@ def decode_rate(profile: NodeProfile, fit: EngineFit, contexts: Sequence[int]) -
 def prefill_rate(profile: NodeProfile, fit: EngineFit, num_tokens: int) -> Rate:
     """A whole prompt with nothing cached."""
     seconds = fit.prefill_s(num_tokens)
-    above = roof(profile, fit.device)
+    above = roof(profile.ceilings, fit.device)
     share = None
     if above is not None and above.flops_per_s and seconds > 0 and has_known_work(profile.model):
-        share = matrix_flops(profile.model, num_tokens) / seconds / above.flops_per_s
+        share = matrix_flops(profile.model, num_tokens, 1) / seconds / above.flops_per_s
     last = num_tokens % fit.chunk_tokens or min(num_tokens, fit.chunk_tokens)
     visible = chunk_work(last, num_tokens - last, 0, fit.unified).visible
     return Rate(
@@ -107,14 +107,17 @@ def has_known_work(model: ModelShape) -> bool:
     return model.num_experts == 0
 
 
-def step_bytes(model: ModelShape, fit: EngineFit, visible: float) -> float:
-    """Read by a step at least: every weight once, and the cells attended to."""
-    return model.weight_bytes + visible * model_layout(model, fit.kv_k, fit.kv_v).token_bytes
+def step_bytes(model: ModelShape, fit: EngineFit, num_rows: int, num_cells: float) -> float:
+    """Read at least: every layer and the head once, and the cells."""
+    cell_bytes = model_layout(model, fit.kv_k, fit.kv_v).token_bytes
+    return model.read_bytes(num_rows, with_head=True) + num_cells * cell_bytes
 
 
-def matrix_flops(model: ModelShape, num_tokens: int) -> float:
-    """Two for each parameter and token; attention's come on top."""
-    return 2.0 * model.num_parameters * num_tokens
+def matrix_flops(model: ModelShape, num_rows: int, num_logits: int) -> float:
+    """Each row with every layer, and with the head those rows whose logits are wanted; attention's
+    come on top."""
+    head_flops = 2 * model.head_parameters
+    return num_rows * model.row_flops(with_head=False) + num_logits * head_flops
 
 
 def fit_name(fit: EngineFit) -> str:

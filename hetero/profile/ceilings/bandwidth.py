@@ -43,9 +43,9 @@ class Arrays:
         return self.a.nbytes + self.b.nbytes
 
     def triad(self) -> int:
-        """STREAM's a = b + scalar * c, the scalar being 1; the words that move are the same. numpy
-        multiplies and adds in two calls, which on a core alone reach four fifths of STREAM even
-        with what lies between them in the cache: each waits for fewer streams at a time."""
+        """STREAM's a = b + scalar * c with a scalar of 1: the same words move, in one call. For any
+        other numpy needs two, which on a core alone reach four fifths of STREAM even with what lies
+        between them in the cache: each waits for fewer streams at a time."""
         a, b, c = next(self._triads)
         np.add(b, c, out=a)
         return a.nbytes + b.nbytes + c.nbytes

@@ -115,7 +115,8 @@ def _write(file: int, block: mmap.mmap, most_bytes: int, seconds: float) -> tupl
 
 
 def _read(file: int, block: mmap.mmap, num_bytes: int, seconds: float) -> tuple[int, float]:
-    """(bytes, seconds), what the page cache has of the file being dropped before."""
+    """(bytes, seconds) of as much as `seconds` are enough for, `num_bytes` at most. What the page
+    cache has of the file is dropped before."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     started = time.perf_counter()

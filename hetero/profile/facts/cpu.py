@@ -91,12 +91,13 @@ def _caches(folders: list[Path]) -> list[Cache]:
         cache
         for folder in folders
         for index in matching(folder / "cache", "index[0-9]*")
-        if (cache := _cache(index))
+        if (cache := read_cache(index))
     }
     return sorted(caches, key=lambda cache: (cache.level, cache.kind, cache.num_bytes))
 
 
-def _cache(index: Path) -> Cache | None:
+def read_cache(index: Path) -> Cache | None:
+    """index: its folder, cpu0/cache/index3."""
     level = count(index / "level")
     size = re.fullmatch(r"([0-9]{1,8})([KMG]?)", read_text(index / "size") or "")
     if level is None or size is None:

@@ -1,4 +1,4 @@
-"""NVIDIA cards' power, clock and what holds the clock back, to be read through a long run."""
+"""NVIDIA cards' power, and what holds their clocks back, to be read through a long run."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -66,16 +66,6 @@ class GPUMeter:
             ask(self._nvml, self._nvml.nvmlDeviceGetPowerUsage, handle) for handle in self._handles
         ]
         return None if None in milliwatts else sum(milliwatts) / 1e3
-
-    def mhz(self) -> list[float] | None:
-        """Each card's clock of its multiprocessors; None if one does not say."""
-        if self._nvml is None or not self._handles:
-            return None
-        clocks = [
-            ask(self._nvml, self._nvml.nvmlDeviceGetClockInfo, handle, self._nvml.NVML_CLOCK_SM)
-            for handle in self._handles
-        ]
-        return None if None in clocks else [float(clock) for clock in clocks]
 
     def throttled(self) -> list[str] | None:
         """Why clocks are below their highest at this moment: "GPU 0: power limit". None if no card

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from hetero.profile.node_profile import EngineFit, Sample
 from hetero.profile.plot.style import (
-    HELD_OUT,
-    IN_FIT,
+    DRAWN,
+    PLACED,
     log_time_axis,
     power_of_two_axis,
 )
@@ -90,15 +90,15 @@ def _draw_sample(
     beyond_s = (sample.work.masked - _line_masked(fit, sample)) * fit.cost.masked_s
     height = _height(fit, sample.work.rows, sample.seconds * sample.speed - beyond_s)
     if not sample.drawn:
-        axes.scatter(place, height, color=[shade], zorder=3, **IN_FIT)
+        axes.scatter(place, height, color=[shade], zorder=3, **PLACED)
         return
-    # Between two lines: its own interval shows what was predicted for it.
+    # Between two lines: its own interval shows what the fit gives for it.
     predicted_s = fit.cost.seconds(sample.work)
     ends = [
         _height(fit, sample.work.rows, factor * predicted_s - beyond_s) for factor in fit.interval
     ]
     axes.vlines(place, min(ends), max(ends), colors=[shade], alpha=0.3, linewidth=7)
-    axes.scatter(place, height, edgecolors=[shade], zorder=4, **HELD_OUT)
+    axes.scatter(place, height, edgecolors=[shade], zorder=4, **DRAWN)
 
 
 def _name_lines(
@@ -129,7 +129,7 @@ def _height(fit: EngineFit, rows: float, seconds: float) -> float:
 
 
 def _groups(fit: EngineFit) -> list[int]:
-    """The batches, or cached tokens, of the samples in the fit, evenly thinned."""
+    """The batches, or cached tokens, of the samples that were placed, evenly thinned."""
     found = sorted({_group(fit, sample) for sample in fit.samples if not sample.drawn})
     if len(found) <= _MAX_LINES:
         return found

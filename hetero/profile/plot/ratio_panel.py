@@ -1,16 +1,19 @@
-"""Each sample over its prediction, beside the interval that the profile states."""
+"""Each sample over what the fit gives for it, beside the interval that the profile states.
+
+The fit has seen all of them; the error stated beside its name is of cross-validation.
+"""
 
 from typing import TYPE_CHECKING
 
 from hetero.profile.node_profile import EngineFit
-from hetero.profile.plot.style import FAINT, HELD_OUT, IN_FIT, INK, colour_key, say_instead
+from hetero.profile.plot.style import DRAWN, FAINT, INK, PLACED, colour_key, say_instead
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def draw_ratios(axes: "Axes", fits: list[EngineFit], colours: dict[str, str]) -> None:
-    axes.set_title("measured over predicted; bars: where 9 of 10 are expected")
+    axes.set_title("measured over fitted; bars: where 9 of 10 are expected")
     if not fits:
         say_instead(axes, "no samples")
         return
@@ -21,18 +24,18 @@ def draw_ratios(axes: "Axes", fits: list[EngineFit], colours: dict[str, str]) ->
         low, high = fit.interval
         colour = colours[colour_key(fit)]
         axes.barh(row, high - low, left=low, height=0.62, color=colour, alpha=0.16, linewidth=0)
-        for held_out in (False, True):
+        for drawn in (False, True):
             ratios, places = [], []
             for index, sample in enumerate(fit.samples):
-                predicted = fit.cost.seconds(sample.work)
-                if sample.drawn == held_out and predicted > 0:
-                    ratios.append(sample.seconds * sample.speed / predicted)
+                fitted = fit.cost.seconds(sample.work)
+                if sample.drawn == drawn and fitted > 0:
+                    ratios.append(sample.seconds * sample.speed / fitted)
                     # Spread over the bar, in the order they were measured.
                     places.append(row - 0.25 + 0.5 * (index + 0.5) / len(fit.samples))
-            if held_out:
-                axes.scatter(ratios, places, edgecolors=colour, zorder=4, **HELD_OUT)
+            if drawn:
+                axes.scatter(ratios, places, edgecolors=colour, zorder=4, **DRAWN)
             else:
-                axes.scatter(ratios, places, color=colour, zorder=3, **IN_FIT)
+                axes.scatter(ratios, places, color=colour, zorder=3, **PLACED)
             furthest = max([furthest, *(abs(ratio - 1) for ratio in ratios)])
         furthest = max(furthest, 1 - low, high - 1)
     axes.set_xlim(1 - 1.15 * min(furthest, 0.85), 1 + 1.15 * furthest)
@@ -40,11 +43,12 @@ def draw_ratios(axes: "Axes", fits: list[EngineFit], colours: dict[str, str]) ->
     axes.set_yticks(range(len(fits)), [_name(fit) for fit in fits])
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value - 1:+.0%}" if value != 1 else "0")
-    axes.scatter([], [], color=FAINT, label="in the fit", **IN_FIT)
-    axes.scatter([], [], edgecolors=FAINT, label="held out", **HELD_OUT)
+    axes.scatter([], [], color=FAINT, label="placed", **PLACED)
+    axes.scatter([], [], edgecolors=FAINT, label="drawn at random", **DRAWN)
     axes.legend(loc="upper right", ncols=2, fontsize=9, borderaxespad=0)
 
 
 def _name(fit: EngineFit) -> str:
     cache = "unified" if fit.unified else "streams"
-    return f"{fit.role} {fit.kv_k}/{fit.kv_v}\n{fit.engine} {fit.device}, {cache}"
+    error = "" if fit.error is None else f"\ncross-validated {fit.error.median:.1%}"
+    return f"{fit.role} {fit.kv_k}/{fit.kv_v}\n{fit.engine} {fit.device}, {cache}{error}"

@@ -44,7 +44,11 @@ def draw_roofline(axes: "Axes", profile: NodeProfile, colours: dict[str, str]) -
     axes.set_ylabel("Tflop/s")
     log_axes(axes)
     devices = dict.fromkeys(fit.device for fit in profile.fits)
-    roofs = [found for found in (roof(profile, device) for device in devices) if found is not None]
+    roofs = [
+        found
+        for found in (roof(profile.ceilings, device) for device in devices)
+        if found is not None
+    ]
     ridges = [each.flops_per_s / each.bytes_per_s for each in roofs if each.flops_per_s]
     left = min(point.flops_per_byte for point in every) / 2
     right = 3 * max([point.flops_per_byte for point in every] + ridges)
@@ -67,12 +71,12 @@ def _points(profile: NodeProfile, fit: EngineFit) -> Iterator[_Point]:
         if rows > most:
             break
         if fit.role == "decode":
-            seconds, cells = fit.step_s([CONTEXT] * rows), rows * CONTEXT
+            seconds, cells, logits = fit.step_s([CONTEXT] * rows), rows * CONTEXT, rows
         else:
-            seconds, cells = fit.chunk_s(rows), rows
+            seconds, cells, logits = fit.chunk_s(rows), rows, 1
         if seconds > 0:
-            flops = matrix_flops(profile.model, rows)
-            num_bytes = step_bytes(profile.model, fit, cells)
+            flops = matrix_flops(profile.model, rows, logits)
+            num_bytes = step_bytes(profile.model, fit, rows, cells)
             yield _Point(count_text(rows), flops / num_bytes, flops / seconds / 1e12)
 
 

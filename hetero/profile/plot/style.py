@@ -32,9 +32,9 @@ STYLE: dict[Any, Any] = {
 # Okabe and Ito's, which colour-blind people can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
-# Samples in the fit, and those drawn to test it.
-IN_FIT: dict[str, Any] = {"marker": "o", "s": 34, "linewidths": 0.6, "edgecolors": "white"}
-HELD_OUT: dict[str, Any] = {"marker": "D", "s": 34, "linewidths": 1.6, "facecolors": "white"}
+# Samples that were placed, and those drawn at random. The fit is of both.
+PLACED: dict[str, Any] = {"marker": "o", "s": 34, "linewidths": 0.6, "edgecolors": "white"}
+DRAWN: dict[str, Any] = {"marker": "D", "s": 34, "linewidths": 1.6, "facecolors": "white"}
 
 
 def fit_colours(fits: Sequence[EngineFit]) -> dict[str, str]:
