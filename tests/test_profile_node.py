@@ -1,6 +1,7 @@
 """`hetero profile node` on this machine, and the parts that decide what it measures and says."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -90,7 +91,8 @@ def test_a_profile_has_every_part_of_a_node(profiled):
     assert len(profile.co_runs) == 2
     assert profile.ceilings.read_gb_s
     assert set(profile.noise.pilot_s) == {"memory", "compute"}
-    assert profile.settings["decode"].tried.keys() == {"1 threads"}
+    assert profile.settings["decode"].tried["1 threads"] > 0
+    assert profile.settings["prefill"].unified
     assert "wrote " in progress
 
 
@@ -236,15 +238,20 @@ def test_the_fewest_threads_that_are_nearly_as_fast_are_best():
     assert best({1: 4.0, 2: 2.0, 4: 1.0}) == 4
     assert best({1: 4.0, 2: 1.01, 4: 1.0}) == 2
     assert candidates(1) == [1]
-    assert candidates(14) == [7, 10, 13, 14]
+    assert candidates(14) == [14, 13, 10, 7]
 
 
 def test_threads_are_tried_in_turns_and_each_warms_up():
     order = []
     seconds = iter([9.0, 1.0, 9.0, 2.0] * 3)
-    taken = time_threads([1, 2], order.append, lambda: next(seconds))
+    taken = time_threads([1, 2], order.append, lambda: next(seconds), until=math.inf)
     assert order == [1, 2] * 3
     assert taken == {1: 1.0, 2: 2.0}
+
+
+def test_without_time_all_cores_are_taken():
+    taken = time_threads(candidates(8), lambda count: None, lambda: 5.0, until=0.0)
+    assert best(taken) == 8
 
 
 def test_a_soak_tells_first_and_last_rates():
