@@ -31,8 +31,8 @@ def job(threads=None):
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Seconds of both roles by what a place is called, in place of trying; "" stands for a
-    failure."""
+    """Seconds of both roles by what a place is called, in place of trying; what is not named
+    fails."""
 
     def answer(seconds):
         def tried(place, job, deadline, num_nodes, found, say):
@@ -58,7 +58,7 @@ def test_one_node_and_all_are_tried_in_processes_of_their_own():
             f"{kept}, mmap",
         }
         assert all(seconds > 0 for seconds in found.tried[role].values())
-    assert len(said) == 3
+    assert len(said) >= 3  # what seems faster is tried once more
     assert set(os.sched_getaffinity(0)) == set(CPUS)
     assert not psutil.Process().children()
 
@@ -83,6 +83,16 @@ def test_all_nodes_are_taken_where_they_are_clearly_faster(pretend, all_nodes, n
 def test_weights_are_mapped_where_that_is_clearly_faster(pretend):
     pretend({"2 threads, read": (1.0, 1.0), "2 threads, mmap": (0.9, 0.9)})
     assert find_place({0: [0, 1]}, [0], job(), 60.0, print).place.load == "mmap"
+
+
+def test_what_was_faster_but_once_is_not_taken(monkeypatch):
+    seconds = {"read": iter([1.0, 0.8]), "mmap": iter([0.9, 0.9])}
+
+    def tried(place, job, deadline, num_nodes, found, say):
+        return dict.fromkeys(("decode", "prefill"), next(seconds[place.load]))
+
+    monkeypatch.setattr(place_module, "_tried", tried)
+    assert find_place({0: [0, 1]}, [0], job(), 60.0, print).place.load == "read"
 
 
 def test_a_node_too_small_for_the_model_is_not_tried(pretend):

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import psutil
-
 from hetero.errors import ConfigError, HeteroError
 from hetero.profile.ceilings.bandwidth import Arrays
 from hetero.profile.ceilings.caches import last_level_bytes
@@ -14,6 +12,7 @@ from hetero.profile.ceilings.disk import disk_ceilings
 from hetero.profile.ceilings.flops import Product, TorchProducts, torch_rates
 from hetero.profile.ceilings.gpu import gpu_ceilings
 from hetero.profile.ceilings.workers import Workers
+from hetero.profile.facts.free_memory import free_memory_bytes
 from hetero.profile.node_profile import Ceilings, CoreBandwidth, DiskCeilings, GPUCeilings
 
 Say = Callable[[str], None]
@@ -106,7 +105,7 @@ def measure_ceilings(
 def _array_bytes(numa: dict[int, list[int]], max_bytes: int, say: Say) -> int:
     cache_bytes = last_level_bytes(cpu for cpus in numa.values() for cpu in cpus)
     want_bytes = max(_CACHE_FACTOR * cache_bytes, _LEAST_BYTES)
-    num_bytes = min(want_bytes, max_bytes, psutil.virtual_memory().available // 2)
+    num_bytes = min(want_bytes, max_bytes, free_memory_bytes() // 2)
     if num_bytes < want_bytes:
         say(
             f"memory: need {want_bytes / 2**20:.0f} MiB to be past {cache_bytes / 2**20:.0f} MiB "

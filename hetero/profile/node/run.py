@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
-
-from hetero.errors import HeteroError, PlanError
+from hetero.errors import HeteroError
 from hetero.kv.layout import KVLayout, model_layout
 from hetero.llama.model import Model
 from hetero.messages import ModelFingerprint
@@ -23,6 +21,7 @@ from hetero.profile.facts.state import settings_now
 from hetero.profile.model_sizes import model_shape
 from hetero.profile.node.cores import engine_cpus
 from hetero.profile.node.engines import EngineOptions, Engines, KVTypes
+from hetero.profile.node.memory import check_memory
 from hetero.profile.node.noise import CPUWatch, judge
 from hetero.profile.node.place import FoundPlace, Job, find_place
 from hetero.profile.node.points import Domain
@@ -43,7 +42,7 @@ _LEAST_SURVEY_SHARE = 0.2
 _CEILINGS_BYTES = 2**30
 
 Say = Callable[[str], None]
-Progress = Callable[[float], None]  # share of the budget spent
+Progress = Callable[[float], None]  # share of the whole that is done, the soak included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +93,7 @@ def profile_node(
     layouts = {types: model_layout(model.spec, *types) for types in options.kv_types}
     chunk_tokens = min(options.chunk_tokens, options.context_tokens)
     domain = Domain(options.slots, options.context_tokens, chunk_tokens)
-    need_bytes = _check_memory(model.spec, layouts, domain)
+    need_bytes = check_memory(model.spec, layouts.values(), domain)
     throttles = throttle_counts()
     # As they are before this process is settled on one node.
     facts, settings = collect_facts(), settings_now()
@@ -118,11 +117,11 @@ def profile_node(
         engines.find_threads(time.monotonic() + _THREADS_SHARE * options.budget_s)
         say(", ".join(f"{role}: {count} threads" for role, count in engines.threads.items()))
         watch = CPUWatch()
-        _survey(engines, options.budget_s, started, say, progress)
-        shares = watch.shares()
+        _survey(engines, options, started, say, progress)
+        others = watch.taken()
         codecs, co_runs = engines.measure_codecs(), engines.measure_co_runs()
         throttled = throttled_between(throttles, throttle_counts())
-        noise = judge(engines.pilots.log, *shares, throttled, facts.power)
+        noise = judge(engines.pilots.log, others, throttled, facts.power)
         soak = None
         if options.soak_s:
             say(f"soaking for {options.soak_s:g} s")
@@ -182,13 +181,18 @@ def _find_place(
 
 
 def _survey(
-    engines: Engines, budget_s: float, started: float, say: Say, progress: Progress
+    engines: Engines, options: NodeOptions, started: float, say: Say, progress: Progress
 ) -> None:
     """With what is left of the budget, and a part of it in any case."""
-    spent_s = time.monotonic() - started
+    budget_s, spent_s = options.budget_s, time.monotonic() - started
     survey_s = max((1 - _AFTER_SURVEY_SHARE) * budget_s - spent_s, _LEAST_SURVEY_SHARE * budget_s)
     say(f"surveying steps for {survey_s:.0f} s at most")
-    engines.survey(survey_s, lambda share: progress((spent_s + share * survey_s) / budget_s))
+
+    def tell(share: float) -> None:
+        progress((spent_s + share * survey_s) / (budget_s + options.soak_s))
+
+    engines.survey(survey_s, tell)
+    tell(1.0)  # it may have been done early
 
 
 def _measure_torch(model: ModelFile, options: NodeOptions, say: Say) -> TorchFit | None:
@@ -207,21 +211,6 @@ def _measure_torch(model: ModelFile, options: NodeOptions, say: Say) -> TorchFit
     if ended_by is not None:
         say(f"torch prefill: not measured further: {ended_by}")
     return found
-
-
-def _check_memory(spec: ModelSpec, layouts: dict[KVTypes, KVLayout], domain: Domain) -> int:
-    """Bytes that a node of these sizes takes, at its largest types. Raises: PlanError"""
-    token_bytes = max(layout.token_bytes for layout in layouts.values())
-    cells_bytes = domain.max_sequences * domain.context_tokens * token_bytes
-    need_bytes = spec.weight_bytes + cells_bytes
-    have_bytes = psutil.virtual_memory().available
-    if need_bytes > have_bytes:
-        raise PlanError(
-            f"profile: need {need_bytes / 2**30:.1f} GiB of memory for the weights and "
-            f"{domain.max_sequences} contexts of {domain.context_tokens} tokens, have "
-            f"{have_bytes / 2**30:.1f} GiB; fewer --slots or a shorter --context"
-        )
-    return need_bytes
 
 
 def _provenance(
