@@ -349,6 +349,27 @@ def test_ceilings_name_every_part_and_keep_their_spread(tmp_path, no_worker_is_l
     )
 
 
+def test_the_ceilings_are_of_the_node_that_the_engines_use(tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(
+        "hetero.profile.ceilings.measure._torch_part", lambda cpus, *others: used.append(cpus) or []
+    )
+    ceilings = measure_ceilings(
+        numa={0: CPUS[:1], 1: CPUS[-1:]},
+        folder=tmp_path / "none",
+        seconds=0.5,
+        max_bytes=12 * 2**20,
+        say=lambda line: None,
+        engine_node=1,
+    )
+    assert ceilings.cores == 1
+    assert ceilings.one_core == ceilings.numa[1]
+    assert ceilings.numa[1].read_gb_s == ceilings.read_gb_s
+    assert used == [CPUS[-1:]]
+    assert {"read_gb_s", "numa.0.read_gb_s"} <= ceilings.spread.keys()
+    assert "numa.1.read_gb_s" not in ceilings.spread
+
+
 def test_one_core_is_measured_once(tmp_path, monkeypatch):
     monkeypatch.setattr("hetero.profile.ceilings.measure._torch_part", lambda *arguments: [])
     ceilings = measure_ceilings(

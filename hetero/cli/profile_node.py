@@ -1,6 +1,8 @@
 """`hetero profile node`: what this machine does, with one model."""
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 _BUDGET_S, _QUICK_BUDGET_S = 180.0, 30.0
+
+_TICK_S = 0.5
+_LONGEST_SHOWN = 0.99
 
 
 def node(
@@ -79,7 +84,7 @@ def node(
     if measured is None:
         found = profile_machine(options, print_progress)
     else:
-        with _progress_bar() as progress:
+        with _progress_bar(options.budget_s + options.soak_s) as progress:
             found = profile_node(measured, options, print_progress, progress)
     name = found.model.name if isinstance(found, NodeProfile) else "machine"
     path = output or folder / profile_name(found.host, name)
@@ -140,12 +145,39 @@ def _synthetic(text: str) -> Path:
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Callable[[float], None]]:
-    """On stderr, with the time that is left; nothing where that is no terminal."""
+def _progress_bar(seconds: float) -> Iterator[Callable[[float], None]]:
+    """On stderr, with the time that is left of `seconds`; nothing where that is no terminal.
+
+    The budget is a clock, and so is the bar: it goes on while parts run that tell of no progress.
+    What is told can only be further, where a part was done early.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bar:
         task = bar.add_task("measuring", total=1.0)
-        yield lambda share: bar.update(task, completed=min(1.0, share))
+        started, told, ended = time.monotonic(), 0.0, threading.Event()
+
+        def tell(share: float) -> None:
+            nonlocal told
+            told = max(told, share)
+            bar.update(task, completed=shown_share(time.monotonic() - started, seconds, told))
+
+        def tick() -> None:
+            while not ended.wait(_TICK_S):
+                tell(0.0)
+
+        clock = threading.Thread(target=tick, daemon=True)
+        clock.start()
+        try:
+            yield tell
+        finally:
+            ended.set()
+            clock.join()
+
+
+def shown_share(elapsed_s: float, seconds: float, told: float) -> float:
+    """Of the bar. A clock that is over leaves a little: only who measures knows when it is done."""
+    return min(1.0, max(told, min(elapsed_s / seconds, _LONGEST_SHOWN)))

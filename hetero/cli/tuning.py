@@ -1,6 +1,8 @@
 """What `hetero profile node` found best, for `hetero up` to start nodes with."""
 
+import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,8 @@ def found_settings(
     """Of the profile at `path`; without one of this host's and model's profile, if it is there and
     fits. What is used, or why it is not, is said.
 
-    Raises: ConfigError for a named profile that is unreadable, or of another model.
+    Raises: ConfigError for a named profile that is unreadable, of another model, or of CPUs that
+    are not to be had here.
     """
     from hetero.model.fingerprint import fingerprint_model
     from hetero.profile.document import profile_name, read_node_profile, require_model
@@ -32,6 +35,7 @@ def found_settings(
         profile = read_node_profile(path)
         if not any_model:
             require_model(profile, fingerprint_model(model), path)
+        _require_cpus(profile.settings, path)
     except ConfigError as error:
         if named:
             raise
@@ -44,6 +48,31 @@ def found_settings(
     for line in _doubts(profile):
         print_progress(f"{path} may be stale: {line}; measure again with `hetero profile node`")
     return dict(profile.settings)
+
+
+def shared_cpus(settings: "Mapping[Role, RoleSettings]") -> list[list[int]]:
+    """CPUs of each NUMA node, for several nodes of a cluster to share. None where no profile found
+    one NUMA node best for an engine."""
+    from hetero.profile.facts.collect import collect_facts
+    from hetero.profile.node.cores import engine_cpus
+
+    if all(found.numa_node is None for found in settings.values()):
+        return []
+    return list(engine_cpus(collect_facts()).values())
+
+
+def _require_cpus(settings: "Mapping[Role, RoleSettings]", path: Path) -> None:
+    """Raises: ConfigError if this process may not use those that were found best."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    usable = os.sched_getaffinity(0) if has_affinity else set(range(os.cpu_count() or 1))
+    for role, found in settings.items():
+        missing = set(found.cpus) - usable
+        if missing or found.threads > len(usable):
+            need = f"CPU {min(missing)}" if missing else f"{found.threads} CPUs"
+            raise ConfigError(
+                f"{path}: {role}: need {need}, which it found best, have {len(usable)} CPUs that "
+                "this process may use; measure again with `hetero profile node`"
+            )
 
 
 def _doubts(profile: "NodeProfile") -> list[str]:

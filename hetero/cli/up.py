@@ -81,7 +81,7 @@ def up(
         slots=slots,
         context_tokens=context_tokens,
     )
-    from hetero.cli.tuning import found_settings
+    from hetero.cli.tuning import found_settings, shared_cpus
     from hetero.launch.local import LocalCluster, LocalPlan
 
     settings = found_settings(profile, path, spec.name, any_model=any_model)
@@ -100,6 +100,7 @@ def up(
         attention=attention.value,
         threads=threads,
         settings=settings,
+        numa=shared_cpus(settings),
     )
     with LocalCluster(plan, print_progress) as cluster:
         try:

@@ -26,7 +26,8 @@ from hetero.kv.probe import probe_state_format
 from hetero.kv.types import kv_type
 from hetero.llama.batch import Batch
 from hetero.llama.context import Context, ContextConfig
-from hetero.llama.model import LoadMode, Model
+from hetero.llama.load_mode import LoadMode
+from hetero.llama.model import Model
 from hetero.llama.sampler import Sampler
 from hetero.messages import Finished, Generated, Joined, Message, Token, failed
 

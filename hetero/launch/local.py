@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ import msgspec
 
 from hetero.errors import ConfigError, EngineError
 from hetero.launch.cluster_keys import ClusterKeys, make_cluster_keys
-from hetero.launch.cores import num_usable_cores, split_threads, thread_environment
+from hetero.launch.cores import num_usable_cores, share_cpus, split_threads, thread_environment
 from hetero.launch.router_client import get_status
 from hetero.launch.run_directory import (
     ClusterState,
@@ -69,6 +69,7 @@ class LocalPlan:
     chunk_tokens: int | None = None  # the nodes' own choice
     threads: int | None = None
     settings: Mapping[Role, RoleSettings] = field(default_factory=dict)  # as a profile found best
+    numa: Sequence[Sequence[int]] = ()  # CPUs by NUMA node, for several nodes to share; empty: any
     temporary: bool = False  # leaves no directory, unless it fails: then its logs stay for a while
 
 
@@ -166,17 +167,25 @@ class LocalCluster:
         named: list[tuple[str, Role]] = [(name, "prefill") for name in prefill]
         named += [(name, "decode") for name in decode]
         found = plan.settings.get(named[0][1]) if num_nodes == 1 else None
+        cpus: list[list[int]] = [[] for _ in named]
         if plan.threads is not None:
             threads = [plan.threads] * num_nodes
         elif found is not None:
-            threads = [found.threads]
+            threads, cpus = [found.threads], [found.cpus]
             num_cores = found.threads  # measured so, router and all
+        elif plan.numa and num_nodes > 1:
+            cpus = share_cpus(plan.numa, num_nodes)
+            threads = [max(1, len(ours)) for ours in cpus]
         else:
             threads = split_threads(num_cores, num_nodes)
+        if plan.settings and num_nodes > 1:
+            # What was found best is a node's that is alone.
+            how = "a NUMA node each, in turn" if any(cpus) else "shared evenly, and not pinned"
+            self._progress(f"{num_nodes} nodes: cores {how}")
         shares_cores = sum(threads) > num_cores
-        for (name, role), num_threads in zip(named, threads, strict=True):
+        for (name, role), num_threads, ours in zip(named, threads, cpus, strict=True):
             make = _prefill_config if role == "prefill" else _decode_config
-            config = _tuned(make(plan, name, control, keys, num_threads), role, plan)
+            config = _tuned(make(plan, name, control, keys, num_threads), role, plan, ours)
             self._launch(name, config, num_threads=num_threads, shares_cores=shares_cores)
 
     def _launch(
@@ -294,19 +303,13 @@ def _decode_config(
 
 
 def _tuned(
-    config: PrefillConfig | DecodeConfig, role: Role, plan: LocalPlan
+    config: PrefillConfig | DecodeConfig, role: Role, plan: LocalPlan, cpus: Sequence[int]
 ) -> PrefillConfig | DecodeConfig:
-    """As the profile found best for one node of this role; what is said in the plan comes first.
-
-    Nodes that share the machine are not pinned: the profile's CPUs are those of one alone.
-    """
+    """As the profile found best for a node of this role; what is said in the plan comes first."""
     found = plan.settings.get(role)
     if found is None:
         return config
-    is_alone = plan.num_prefill + plan.num_decode == 1 and plan.threads is None
-    config = msgspec.structs.replace(
-        config, load=found.load, cpus=tuple(found.cpus) if is_alone else ()
-    )
+    config = msgspec.structs.replace(config, load=found.load, cpus=tuple(cpus))
     if isinstance(config, DecodeConfig):
         return msgspec.structs.replace(
             config,

@@ -3,17 +3,13 @@
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import llama_cpp
 
 from hetero.errors import ModelError
 from hetero.llama.library import Owned, captured_log, set_fields
+from hetero.llama.load_mode import LoadMode
 
-# How weights come into memory. llama.cpp repacks quantized ones for the CPU's vector units; with a
-# memory map, the pages of the file stay resident beside the repacked copy, and a Q4_0 model then
-# takes twice its size. Weights that are not repacked are shared by processes that map them.
-LoadMode = Literal["read", "mmap"]
 _LOAD_MODES: dict[LoadMode, int] = {
     "read": llama_cpp.LLAMA_LOAD_MODE_NONE,
     "mmap": llama_cpp.LLAMA_LOAD_MODE_MMAP,

@@ -14,7 +14,8 @@ from hetero.kv.rows import RowFrame
 from hetero.kv.types import kv_type
 from hetero.llama.batch import Batch
 from hetero.llama.context import Context, ContextConfig
-from hetero.llama.model import LoadMode, Model
+from hetero.llama.load_mode import LoadMode
+from hetero.llama.model import Model
 from hetero.prefill.engine import PrefillRun, Slice
 from hetero.prefill.llama_export import export_chunk
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from hetero.llama.load_mode import LoadMode
 from hetero.profile.facts.report import Facts
 from hetero.profile.model_shape import ModelShape as ModelShape
 from hetero.profile.quantities import Count, Finite, NotNegative, OneOrMore, Positive
@@ -19,8 +20,6 @@ from hetero.profile.work import Work, chunk_work, step_work
 Source = Literal["measured", "fitted", "estimated"]
 Role = Literal["prefill", "decode"]
 PilotName = Literal["memory", "compute"]
-LoadMode = Literal["mmap", "read"]  # weights mapped from the page cache, or read into own memory
-
 
 # The pilot that resembles a role's work: decoding waits for memory, prefill for arithmetic.
 PILOT_OF: dict[Role, PilotName] = {"decode": "memory", "prefill": "compute"}

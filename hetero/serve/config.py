@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from hetero.errors import ConfigError
-from hetero.llama.model import LoadMode
+from hetero.llama.load_mode import LoadMode
 from hetero.messages import SealName, TransportName
 from hetero.transport.window import MAX_CONNECTIONS
 

@@ -80,7 +80,7 @@ class Worker:
     def reply(self, within_s: float = _REPLY_S) -> Any:
         try:
             if not self._pipe.poll(within_s):
-                raise EngineError(f"core {self._cpus}: need a reply in {within_s:.0f} s, have none")
+                raise EngineError(f"core {self._cpus}: need a reply in {within_s:.3g} s, have none")
             reply = self._pipe.recv()
         except (EOFError, OSError):
             raise self._ended() from None

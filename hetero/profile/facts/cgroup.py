@@ -4,6 +4,7 @@ Each group on the way up may have a limit, and the tightest counts. In a contain
 where its view does, and limits beyond that can't be seen.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -23,20 +24,63 @@ class _Mount:
     folder: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """A folder of a process's group, or of one above it."""
+
+    folder: Path
+    is_v1: bool
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The limit; None where there is none."""
+        name = "memory.limit_in_bytes" if self.is_v1 else "memory.max"
+        return count(self.folder / name) or None
+
+
 def cgroup_limits(root: Path) -> Limits:
-    mounts = _mounts(root)
     quotas: list[float] = []
     sizes: list[int] = []
+    for group in _groups(root):
+        quota = _quota_v1(group.folder) if group.is_v1 else _quota_v2(group.folder)
+        size = group.memory_bytes
+        quotas += [quota] if quota else []
+        sizes += [size] if size else []
+    return Limits(cpu_quota=min(quotas, default=None), memory_bytes=min(sizes, default=None))
+
+
+def cgroup_free_bytes(root: Path) -> int | None:
+    """What the tightest group has left, its page cache counting as free; None: no limit."""
+    return min(
+        (
+            max(0, group.memory_bytes - _held_bytes(group))
+            for group in _groups(root)
+            if group.memory_bytes is not None
+        ),
+        default=None,
+    )
+
+
+def _held_bytes(group: _Group) -> int:
+    """Used, less files' pages, which the kernel takes back when they are needed. Version 1 has
+    those of the groups below in fields of their own."""
+    used = count(group.folder / ("memory.usage_in_bytes" if group.is_v1 else "memory.current"))
+    prefix = "total_" if group.is_v1 else ""
+    pages = {f"{prefix}active_file", f"{prefix}inactive_file"}
+    stat = (line.split() for line in (read_text(group.folder / "memory.stat") or "").splitlines())
+    cached = sum(to_int(line[1]) or 0 for line in stat if len(line) == 2 and line[0] in pages)
+    return max(0, (used or 0) - cached)
+
+
+def _groups(root: Path) -> Iterator[_Group]:
+    """Those of this process, each with all above it."""
+    mounts = _mounts(root)
     for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         names, _, group = rest.partition(":")
         controllers = frozenset(names.split(",")) - {""}
         for folder in _way_up(mounts, controllers, group):
-            quota = _quota_v1(folder) if controllers else _quota_v2(folder)
-            size = count(folder / ("memory.limit_in_bytes" if controllers else "memory.max"))
-            quotas += [quota] if quota else []
-            sizes += [size] if size else []
-    return Limits(cpu_quota=min(quotas, default=None), memory_bytes=min(sizes, default=None))
+            yield _Group(folder=folder, is_v1=bool(controllers))
 
 
 def _way_up(mounts: list[_Mount], controllers: frozenset[str], group: str) -> list[Path]:

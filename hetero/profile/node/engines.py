@@ -26,7 +26,6 @@ from hetero.profile.node_profile import (
     ModelShape,
     Noise,
     Role,
-    RoleSettings,
     Soak,
 )
 from hetero.profile.other_types import estimated_fits
@@ -72,7 +71,8 @@ class Engines(Owned):
         if self.threads:
             self.pilots.close()
 
-    def find_threads(self) -> None:
+    def find_threads(self, until: float) -> None:
+        """until: of `time.monotonic`; what is begun is finished, and something is tried."""
         domain, options = self._options.domain, self._options
         counts = candidates(options.num_cores) if options.threads is None else [options.threads]
         with self._rig(self._caches[0]) as rig:
@@ -81,7 +81,7 @@ class Engines(Owned):
                 rows = min(_TRIED_ROWS[role], domain.most_rows(role))
                 rig.hold([cells] * (rows if role == "decode" else 1))
                 step = partial(rig.time_step if role == "decode" else rig.time_chunk, rows)
-                self.tried[role] = time_threads(counts, rig.set_threads, step)
+                self.tried[role] = time_threads(counts, rig.set_threads, step, until=until)
                 self.threads[role] = best(self.tried[role])
         # At a pilot's few cells the types make no difference.
         self.pilots = Pilots(self._model, next(iter(self._layouts.values())), threads=self.threads)
@@ -150,22 +150,6 @@ class Engines(Owned):
                     )
                 )
         return [*fits, *estimated_fits(fits, shape)]
-
-    def settings(self, cpus: list[int], numa_node: int | None) -> dict[Role, RoleSettings]:
-        """Streams for decode: no sequence scans another's cells there. A prefill node exports
-        chunks, for which its cache must be unified."""
-        return {
-            role: RoleSettings(
-                threads=self.threads[role],
-                cpus=cpus,
-                numa_node=numa_node,
-                load="read",
-                unified=role == "prefill",
-                chunk_tokens=self._options.domain.chunk_tokens,
-                tried={f"{count} threads": seconds for count, seconds in self.tried[role].items()},
-            )
-            for role in ROLES
-        }
 
     @contextmanager
     def _rig(self, cache: Cache) -> Iterator[StepRig]:

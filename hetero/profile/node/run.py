@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
-
-from hetero.errors import HeteroError, PlanError
+from hetero.errors import HeteroError
 from hetero.kv.layout import KVLayout, model_layout
 from hetero.llama.model import Model
 from hetero.messages import ModelFingerprint
@@ -23,14 +21,19 @@ from hetero.profile.facts.state import settings_now
 from hetero.profile.model_sizes import model_shape
 from hetero.profile.node.cores import engine_cpus
 from hetero.profile.node.engines import EngineOptions, Engines, KVTypes
+from hetero.profile.node.memory import check_memory
 from hetero.profile.node.noise import CPUWatch, judge
+from hetero.profile.node.place import FoundPlace, Job, find_place
 from hetero.profile.node.points import Domain
+from hetero.profile.node.settings import role_settings
 from hetero.profile.node.torch_fit import TorchFit, torch_device
-from hetero.profile.node_profile import MachineProfile, NodeProfile, Provenance
+from hetero.profile.node_profile import Ceilings, MachineProfile, NodeProfile, Provenance
 from hetero.profile.provenance import provenance
 
 # Of the budget. The rest is for loading the model, for its codecs, and for what can't be planned.
 _CEILINGS_SHARE = 0.12
+_PLACE_SHARE = 0.1
+_THREADS_SHARE = 0.08
 _TORCH_SHARE = 0.2
 _AFTER_SURVEY_SHARE = 0.08
 _LEAST_SURVEY_SHARE = 0.2
@@ -39,7 +42,7 @@ _LEAST_SURVEY_SHARE = 0.2
 _CEILINGS_BYTES = 2**30
 
 Say = Callable[[str], None]
-Progress = Callable[[float], None]  # share of the budget spent
+Progress = Callable[[float], None]  # share of the whole that is done, the soak included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +75,7 @@ def profile_machine(options: NodeOptions, say: Say) -> MachineProfile:
     """Facts and ceilings alone."""
     started = time.monotonic()
     facts = collect_facts()
-    ceilings = measure_ceilings(
-        numa=engine_cpus(facts),
-        folder=options.disk_folder,
-        seconds=_CEILINGS_SHARE * options.budget_s,
-        max_bytes=_CEILINGS_BYTES,
-        say=say,
-    )
+    ceilings = _measure_ceilings(facts, options, None, say)
     return MachineProfile(
         host=socket.gethostname(),
         date=_now(),
@@ -96,87 +93,106 @@ def profile_node(
     layouts = {types: model_layout(model.spec, *types) for types in options.kv_types}
     chunk_tokens = min(options.chunk_tokens, options.context_tokens)
     domain = Domain(options.slots, options.context_tokens, chunk_tokens)
-    need_bytes = _check_memory(model.spec, layouts, domain)
-    watch, throttles = CPUWatch(), throttle_counts()
-    machine = profile_machine(options, say)
-    home = _settle(machine.facts, need_bytes)
+    need_bytes = check_memory(model.spec, layouts.values(), domain)
+    throttles = throttle_counts()
+    # As they are before this process is settled on one node.
+    facts, settings = collect_facts(), settings_now()
+    found = _find_place(facts, need_bytes, model, layouts, domain, options, say)
+    place = found.place
+    ceilings = _measure_ceilings(facts, options, place.node, say)
+    if place.node is not None:
+        # Before anything is allocated: memory lies where the thread that touches it first runs.
+        os.sched_setaffinity(0, place.cpus)
     shape = model_shape(model.spec, model.fingerprint)
-    on_gpu = _measure_torch(model, machine.facts, options, say)
+    on_gpu = _measure_torch(model, facts, options, say)
     say(f"loading {model.path.name}")
     with (
-        Model(model.path) as loaded,
+        Model(model.path, load=place.load) as loaded,
         Engines(
             loaded,
             layouts,
-            EngineOptions(domain=domain, num_cores=len(home.cpus), threads=options.threads),
+            EngineOptions(domain=domain, num_cores=len(place.cpus), threads=options.threads),
         ) as engines,
     ):
-        engines.find_threads()
+        engines.find_threads(time.monotonic() + _THREADS_SHARE * options.budget_s)
         say(", ".join(f"{role}: {count} threads" for role, count in engines.threads.items()))
-        _survey(engines, options.budget_s, started, say, progress)
+        watch = CPUWatch()
+        _survey(engines, options, started, say, progress)
+        others = watch.taken()
         codecs, co_runs = engines.measure_codecs(), engines.measure_co_runs()
         throttled = throttled_between(throttles, throttle_counts())
-        noise = judge(engines.pilots.logs, *watch.shares(), throttled, machine.facts.power)
+        noise = judge(engines.pilots.logs, others, throttled, facts.power)
         soak = None
         if options.soak_s:
             say(f"soaking for {options.soak_s:g} s")
-            soak = engines.soak(options.soak_s, home.cpus, say)
+            soak = engines.soak(options.soak_s, list(place.cpus), say)
         fits = engines.fits(noise, shape)
         if on_gpu is not None:
             fits += on_gpu.fits(noise, engines.request_s, engines.threads["prefill"])
-        settings = engines.settings(home.cpus if home.node is not None else [], home.node)
+        best = role_settings(found, engines.threads, engines.tried, fits, domain)
     progress(1.0)
     return NodeProfile(
-        host=machine.host,
+        host=socket.gethostname(),
         date=_now(),
         model=shape,
-        facts=machine.facts,
-        ceilings=machine.ceilings,
+        facts=facts,
+        ceilings=ceilings,
         fits=fits,
         codecs=codecs,
         co_runs=co_runs,
-        settings=settings,
+        settings=best,
         noise=noise,
         soak=soak,
-        # As they were before this process was settled on one node.
-        provenance=_provenance(started, options, machine.provenance.settings),
+        provenance=_provenance(started, options, settings),
     )
 
 
-@dataclass(frozen=True)
-class _Home:
-    """Where engines run. node: None: on all of them."""
+def _measure_ceilings(
+    facts: Facts, options: NodeOptions, engine_node: int | None, say: Say
+) -> Ceilings:
+    return measure_ceilings(
+        numa=engine_cpus(facts),
+        folder=options.disk_folder,
+        seconds=_CEILINGS_SHARE * options.budget_s,
+        max_bytes=_CEILINGS_BYTES,
+        say=say,
+        engine_node=engine_node,
+    )
 
-    cpus: list[int]
-    node: int | None
 
-
-def _settle(facts: Facts, need_bytes: int) -> _Home:
-    """On the NUMA node that holds the model and its contexts, the one with most cores, before
-    anything is allocated: memory lies where the thread that touches it first runs. Anywhere where
-    there is but one node, or none is large enough."""
-    cpus = engine_cpus(facts)
-    everywhere = _Home([cpu for some in cpus.values() for cpu in some], None)
-    if len(cpus) < 2 or not hasattr(os, "sched_setaffinity"):
-        return everywhere
-    roomy = [
-        node.node for node in facts.numa if node.node in cpus and node.memory_bytes > need_bytes
-    ]
-    if not roomy:
-        return everywhere
-    node = max(roomy, key=lambda each: len(cpus[each]))
-    os.sched_setaffinity(0, cpus[node])
-    return _Home(cpus[node], node)
+def _find_place(
+    facts: Facts,
+    need_bytes: int,
+    model: ModelFile,
+    layouts: dict[KVTypes, KVLayout],
+    domain: Domain,
+    options: NodeOptions,
+    say: Say,
+) -> FoundPlace:
+    types, layout = next(iter(layouts.items()))
+    roomy = [node.node for node in facts.numa if node.memory_bytes > need_bytes]
+    return find_place(
+        engine_cpus(facts),
+        roomy if hasattr(os, "sched_setaffinity") else [],
+        Job(model=model.path, types=types, layout=layout, domain=domain, threads=options.threads),
+        _PLACE_SHARE * options.budget_s,
+        say,
+    )
 
 
 def _survey(
-    engines: Engines, budget_s: float, started: float, say: Say, progress: Progress
+    engines: Engines, options: NodeOptions, started: float, say: Say, progress: Progress
 ) -> None:
     """With what is left of the budget, and a part of it in any case."""
-    spent_s = time.monotonic() - started
+    budget_s, spent_s = options.budget_s, time.monotonic() - started
     survey_s = max((1 - _AFTER_SURVEY_SHARE) * budget_s - spent_s, _LEAST_SURVEY_SHARE * budget_s)
     say(f"surveying steps for {survey_s:.0f} s at most")
-    engines.survey(survey_s, lambda share: progress((spent_s + share * survey_s) / budget_s))
+
+    def tell(share: float) -> None:
+        progress((spent_s + share * survey_s) / (budget_s + options.soak_s))
+
+    engines.survey(survey_s, tell)
+    tell(1.0)  # it may have been done early
 
 
 def _measure_torch(
@@ -197,21 +213,6 @@ def _measure_torch(
     if ended_by is not None:
         say(f"torch prefill: not measured further: {ended_by}")
     return found
-
-
-def _check_memory(spec: ModelSpec, layouts: dict[KVTypes, KVLayout], domain: Domain) -> int:
-    """Bytes that a node of these sizes takes, at its largest types. Raises: PlanError"""
-    token_bytes = max(layout.token_bytes for layout in layouts.values())
-    cells_bytes = domain.max_sequences * domain.context_tokens * token_bytes
-    need_bytes = spec.weight_bytes + cells_bytes
-    have_bytes = psutil.virtual_memory().available
-    if need_bytes > have_bytes:
-        raise PlanError(
-            f"profile: need {need_bytes / 2**30:.1f} GiB of memory for the weights and "
-            f"{domain.max_sequences} contexts of {domain.context_tokens} tokens, have "
-            f"{have_bytes / 2**30:.1f} GiB; fewer --slots or a shorter --context"
-        )
-    return need_bytes
 
 
 def _provenance(
