@@ -8,11 +8,17 @@ from functools import partial
 from hetero.kv.layout import KVLayout
 from hetero.llama.library import Owned
 from hetero.llama.model import Model
-from hetero.profile.node.co_running import prefill_beside_decode, receive_beside_decode
+from hetero.profile.node.co_running import (
+    copies_beside_decode,
+    prefill_beside_decode,
+    receive_beside_decode,
+    restore_beside_decode,
+)
 from hetero.profile.node.codecs import measure_codecs
 from hetero.profile.node.engine_survey import ROLES, EngineSurvey
 from hetero.profile.node.first_token import first_token_s
 from hetero.profile.node.fitting import Cache
+from hetero.profile.node.gpu_copies import gpu_copier
 from hetero.profile.node.interval import interval_of
 from hetero.profile.node.pilot import Pilots
 from hetero.profile.node.points import Domain
@@ -108,10 +114,15 @@ class Engines(Owned):
         cells = min(_TRIED_CELLS, domain.context_tokens // 2)
         with self._rig(self._caches[0]) as rig:
             rig.set_threads(self.threads["decode"])
-            return [
+            found = [
                 prefill_beside_decode(rig, size, cells),
+                restore_beside_decode(rig, size, cells),
                 receive_beside_decode(rig, size, cells),
             ]
+            copy = gpu_copier()
+            if copy is not None:
+                found.append(copies_beside_decode(rig, size, cells, copy))
+            return found
 
     def soak(self, seconds: float, cpus: list[int], say: Callable[[str], None]) -> Soak:
         """Decode steps of a full batch."""
