@@ -21,6 +21,7 @@ from hetero.profile.facts.meters import throttle_counts, throttled_between
 from hetero.profile.facts.report import Facts
 from hetero.profile.facts.state import settings_now
 from hetero.profile.model_sizes import model_shape
+from hetero.profile.node.all_nodes import nodes_co_runs
 from hetero.profile.node.cores import engine_cpus
 from hetero.profile.node.engines import EngineOptions, Engines, KVTypes
 from hetero.profile.node.noise import CPUWatch, judge
@@ -99,6 +100,14 @@ def profile_node(
     need_bytes = _check_memory(model.spec, layouts, domain)
     watch, throttles = CPUWatch(), throttle_counts()
     machine = profile_machine(options, say)
+    nodes_at_once = nodes_co_runs(
+        model.path,
+        model.spec.weight_bytes,
+        layouts[options.kv_types[0]],
+        machine.facts,
+        engine_cpus(machine.facts),
+        say,
+    )
     home = _settle(machine.facts, need_bytes)
     shape = model_shape(model.spec, model.fingerprint)
     on_gpu = _measure_torch(model, options, say)
@@ -115,6 +124,7 @@ def profile_node(
         say(", ".join(f"{role}: {count} threads" for role, count in engines.threads.items()))
         _survey(engines, options.budget_s, started, say, progress)
         codecs, co_runs = engines.measure_codecs(), engines.measure_co_runs()
+        co_runs += nodes_at_once
         throttled = throttled_between(throttles, throttle_counts())
         noise = judge(engines.pilots.log, *watch.shares(), throttled, machine.facts.power)
         soak = None
