@@ -24,10 +24,11 @@ from hetero.profile.model_sizes import model_shape
 from hetero.profile.node.all_nodes import nodes_co_runs
 from hetero.profile.node.cores import engine_cpus
 from hetero.profile.node.engines import EngineOptions, Engines, KVTypes
+from hetero.profile.node.experts import measure_experts
 from hetero.profile.node.noise import CPUWatch, judge
 from hetero.profile.node.points import Domain
 from hetero.profile.node.torch_fit import TorchFit, torch_device
-from hetero.profile.node_profile import MachineProfile, NodeProfile, Provenance
+from hetero.profile.node_profile import ExpertUnion, MachineProfile, NodeProfile, Provenance
 from hetero.profile.provenance import provenance
 
 # Of the budget. The rest is for loading the model, for its codecs, and for what can't be planned.
@@ -122,6 +123,7 @@ def profile_node(
     ):
         engines.find_threads()
         say(", ".join(f"{role}: {count} threads" for role, count in engines.threads.items()))
+        experts = _measure_experts(loaded, model, domain, engines.threads["decode"], say)
         _survey(engines, options.budget_s, started, say, progress)
         codecs, co_runs = engines.measure_codecs(), engines.measure_co_runs()
         co_runs += nodes_at_once
@@ -148,6 +150,7 @@ def profile_node(
         settings=settings,
         noise=noise,
         soak=soak,
+        experts=experts,
         # As they were before this process was settled on one node.
         provenance=_provenance(started, options, machine.provenance.settings),
     )
@@ -205,6 +208,25 @@ def _measure_torch(model: ModelFile, options: NodeOptions, say: Say) -> TorchFit
     if ended_by is not None:
         say(f"torch prefill: not measured further: {ended_by}")
     return found
+
+
+def _measure_experts(
+    loaded: Model, model: ModelFile, domain: Domain, threads: int, say: Say
+) -> ExpertUnion | None:
+    """None for dense models, too."""
+    if model.spec.num_experts:
+        say("reading passages for the experts that they wake")
+    try:
+        return measure_experts(
+            loaded,
+            model.spec,
+            num_sequences=domain.max_sequences,
+            num_threads=threads,
+            is_random=model.fingerprint is None,
+        )
+    except HeteroError as error:
+        say(f"experts of a batch: not measured: {error}")
+        return None
 
 
 def _check_memory(spec: ModelSpec, layouts: dict[KVTypes, KVLayout], domain: Domain) -> int:
