@@ -106,7 +106,7 @@ class Engines(Owned):
                 rates.append(measure_codecs(rig, layout, num_tokens))
         return rates
 
-    def measure_co_runs(self) -> list[CoRun]:
+    def measure_co_runs(self, *, has_gpu: bool) -> list[CoRun]:
         domain = self._options.domain
         size = min(_CO_RUN_SEQUENCES, domain.max_sequences - 1)
         if size < 1:
@@ -119,7 +119,8 @@ class Engines(Owned):
                 restore_beside_decode(rig, size, cells),
                 receive_beside_decode(rig, size, cells),
             ]
-            copy = gpu_copier()
+            # Without a GPU torch is not even imported: it takes more memory than a small model.
+            copy = gpu_copier() if has_gpu else None
             if copy is not None:
                 found.append(copies_beside_decode(rig, size, cells, copy))
             return found

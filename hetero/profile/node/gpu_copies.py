@@ -9,15 +9,18 @@ _NUM_BYTES = 32 * 2**20
 
 def gpu_copier() -> Callable[[], int] | None:
     """Copies to the first GPU that torch sees and back, and returns the bytes of both ways.
-    None without one."""
+    None without one, or where it has no memory left."""
     if find_spec("torch") is None:
         return None
     import torch
 
     if not torch.cuda.is_available():
         return None
-    host = torch.ones(_NUM_BYTES, dtype=torch.uint8).pin_memory()
-    device = torch.empty_like(host, device="cuda:0")
+    try:
+        host = torch.ones(_NUM_BYTES, dtype=torch.uint8).pin_memory()
+        device = torch.empty_like(host, device="cuda:0")
+    except RuntimeError:
+        return None
 
     def copy() -> int:
         device.copy_(host, non_blocking=True)
@@ -25,5 +28,4 @@ def gpu_copier() -> Callable[[], int] | None:
         torch.cuda.synchronize(device.device)
         return 2 * _NUM_BYTES
 
-    copy()  # fails here, and not in a thread, if it fails at all
     return copy

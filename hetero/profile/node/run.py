@@ -125,8 +125,8 @@ def profile_node(
         say(", ".join(f"{role}: {count} threads" for role, count in engines.threads.items()))
         experts = _measure_experts(loaded, model, domain, engines.threads["decode"], say)
         _survey(engines, options.budget_s, started, say, progress)
-        codecs, co_runs = engines.measure_codecs(), engines.measure_co_runs()
-        co_runs += nodes_at_once
+        codecs = engines.measure_codecs()
+        co_runs = engines.measure_co_runs(has_gpu=bool(machine.facts.gpus)) + nodes_at_once
         throttled = throttled_between(throttles, throttle_counts())
         noise = judge(engines.pilots.log, *watch.shares(), throttled, machine.facts.power)
         soak = None
