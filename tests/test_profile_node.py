@@ -100,7 +100,11 @@ def test_a_profile_has_every_part_of_a_node(profiled):
     }
     assert [codec.kv_k for codec in profile.codecs] == ["q8_0", "f16"]
     assert all(codec.pack_gb_s > 0 and codec.restore_gb_s > 0 for codec in profile.codecs)
-    assert len(profile.co_runs) == 2
+    assert [run.beside.split()[0] for run in profile.co_runs][:3] == [
+        "prefill",
+        "restores",
+        "sealed",
+    ]
     assert profile.ceilings.read_gb_s
     assert set(profile.noise.pilot_s) == {"memory", "compute"}
     assert profile.settings["decode"].tried["1 threads"] > 0

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from hetero.errors import EngineError, PlanError
 from hetero.llama.batch import Batch
+from hetero.llama.experts import RoutedExperts
 from hetero.llama.library import Owned, captured_log, set_fields
 from hetero.llama.model import Model
 
@@ -46,7 +47,10 @@ class ContextConfig:
 class Context(Owned):
     """An owned llama_context over a model that outlives it."""
 
-    def __init__(self, model: Model, config: ContextConfig) -> None:
+    def __init__(
+        self, model: Model, config: ContextConfig, routed: RoutedExperts | None = None
+    ) -> None:
+        """routed: is told which experts every row goes to."""
         if not 1 <= config.num_sequences <= MAX_SEQUENCES:
             raise PlanError(
                 f"llama.cpp context: need 1 to {MAX_SEQUENCES} sequences, "
@@ -71,6 +75,9 @@ class Context(Owned):
             kv_unified=config.unified,
             no_perf=True,
         )
+        if routed is not None:
+            set_fields(params, cb_eval=routed.callback)
+        self._routed = routed  # llama.cpp calls it as long as the context lives
         with captured_log() as errors:
             self.pointer = llama_cpp.llama_init_from_model(model.pointer, params)
         if not self.pointer:

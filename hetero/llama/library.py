@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import llama_cpp
 
@@ -85,12 +85,13 @@ def set_fields(struct: ctypes.Structure, **values: Any) -> None:
         setattr(struct, name, value)
 
 
-def ggml_cpu_library() -> ctypes.CDLL:
-    """libggml-cpu, which holds the quantizers that llama.cpp's own cache writes with."""
+def ggml_library(stem: Literal["ggml-base", "ggml-cpu"]) -> ctypes.CDLL:
+    """A part of llama.cpp that its bindings don't reach: `ggml-base` reads tensors, `ggml-cpu`
+    holds the quantizers that llama.cpp's own cache writes with."""
     folder = Path(llama_cpp.__file__).parent / "lib"
-    for name in ("libggml-cpu.so", "libggml-cpu.dylib", "ggml-cpu.dll"):
+    for name in (f"lib{stem}.so", f"lib{stem}.dylib", f"{stem}.dll"):
         if (folder / name).exists():
             return ctypes.CDLL(str(folder / name))
     raise EngineError(
-        f"llama.cpp: need libggml-cpu in {folder}, have {sorted(p.name for p in folder.glob('*'))}"
+        f"llama.cpp: need lib{stem} in {folder}, have {sorted(p.name for p in folder.glob('*'))}"
     )

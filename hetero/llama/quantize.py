@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetero.errors import CodecError
-from hetero.llama.library import ggml_cpu_library
+from hetero.llama.library import ggml_library
 
 _FromFloat = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
@@ -26,7 +26,7 @@ class _TypeTraits(ctypes.Structure):
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
-    library = ggml_cpu_library()
+    library = ggml_library("ggml-cpu")
     library.ggml_cpu_init()  # fills the f16 tables that some kernels read
     library.ggml_get_type_traits_cpu.restype = ctypes.POINTER(_TypeTraits)
     library.ggml_get_type_traits_cpu.argtypes = [ctypes.c_int]

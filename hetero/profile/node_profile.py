@@ -168,6 +168,33 @@ class CoRun(_Section, frozen=True, kw_only=True):
     note: str = ""
 
 
+class ExpertUnion(_Section, frozen=True, kw_only=True):
+    """Of a mixture of experts: how many of a layer's a decode step wakes, by the rows of its batch,
+    each a different text. Their weights are what the step reads.
+
+    source: estimated for random weights: their router is random, and wakes more experts than a
+    trained one; fits of their steps stay what was measured, with such a router.
+    """
+
+    source: Source
+    num_experts: OneOrMore  # of a layer
+    num_used: OneOrMore  # by one row
+    rows: list[OneOrMore]
+    experts: list[Positive]  # distinct ones for so many rows, mean over layers and steps
+
+    def __post_init__(self) -> None:
+        if len(self.rows) != len(self.experts):
+            raise ValueError(
+                f"experts: need one for each of {len(self.rows)} rows, have {len(self.experts)}"
+            )
+        for rows, experts in zip(self.rows, self.experts, strict=True):
+            most = min(self.num_experts, rows * self.num_used)
+            if not self.num_used <= experts <= most:
+                raise ValueError(
+                    f"experts of {rows} rows: need {self.num_used} to {most}, have {experts:g}"
+                )
+
+
 class RoleSettings(_Section, frozen=True, kw_only=True):
     """What was found best for a role, and what `hetero up` starts a node with."""
 
@@ -241,4 +268,5 @@ class NodeProfile(_Section, frozen=True, kw_only=True, tag_field="kind", tag="no
     settings: dict[Role, RoleSettings]
     noise: Noise | None  # None: estimated
     soak: Soak | None = None
+    experts: ExpertUnion | None = None  # None: a dense model, or not measured
     provenance: Provenance

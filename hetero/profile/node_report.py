@@ -8,6 +8,7 @@ from hetero.profile.node_profile import (
     CodecRates,
     CoRun,
     EngineFit,
+    ExpertUnion,
     NodeProfile,
     Noise,
     Role,
@@ -110,6 +111,8 @@ def tables(profile: NodeProfile) -> list[Table]:
         _co_runs_table(profile.co_runs),
         _settings_table(profile.settings),
     ]
+    if profile.experts is not None:
+        found.append(_experts_table(profile.experts))
     if profile.soak is not None:
         found.append(_soak_table(profile.soak))
     return [table for table in found if table.rows]
@@ -216,6 +219,19 @@ def _co_runs_table(co_runs: list[CoRun]) -> Table:
         for each in co_runs
     ]
     return Table("two things at once, longer by", ["", "it", "the other", "source", ""], rows)
+
+
+def _experts_table(found: ExpertUnion) -> Table:
+    share = found.num_used / found.num_experts
+    evenly = [found.num_experts * (1 - (1 - share) ** rows) for rows in found.rows]
+    return Table(
+        f"experts of a layer, of {found.num_experts}, that a step wakes",
+        ["rows", *map(str, found.rows), "source"],
+        [
+            ["text", *(f"{experts:.1f}" for experts in found.experts), found.source],
+            ["if drawn evenly", *(f"{experts:.1f}" for experts in evenly), ""],
+        ],
+    )
 
 
 def _settings_table(settings: dict[Role, RoleSettings]) -> Table:

@@ -125,9 +125,12 @@ class Workers:
     def pids(self) -> list[int]:
         return [worker.pid for worker in self._workers]
 
-    def prepare(self, factory: Callable[..., object], *arguments: object) -> None:
-        """Each makes itself a task; `factory` is a name of a module, as all that is sent."""
-        _ask(self._workers, Prepare(factory, arguments))
+    def prepare(
+        self, factory: Callable[..., object], *arguments: object, longer_s: float = 0.0
+    ) -> None:
+        """Each makes itself a task; `factory` is a name of a module, as all that is sent.
+        longer_s: that it may take, beyond what any reply may."""
+        _ask(self._workers, Prepare(factory, arguments), longer_s)
 
     def call(self, function: Callable[..., Any], *arguments: object) -> list[Any]:
         """What `function(task, *arguments)` returns in each of them."""

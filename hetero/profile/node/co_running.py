@@ -6,8 +6,9 @@ Turns are short and alternate, so that a slow minute of the machine meets both a
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from statistics import median
 
 from hetero.profile.node.rig import StepRig
@@ -42,31 +43,107 @@ def prefill_beside_decode(rig: StepRig, num_sequences: int, cells: int) -> CoRun
     )
 
 
-def receive_beside_decode(rig: StepRig, num_sequences: int, cells: int) -> CoRun:
-    """Decode steps while sealed KV comes in as fast as a thread takes it, opened as a node does."""
-    rig.hold([cells] * num_sequences)
+def restore_beside_decode(rig: StepRig, num_sequences: int, cells: int) -> CoRun:
+    """One engine that restores an arrived state between its decode steps, as a decode node does.
 
-    def step() -> float:
-        return rig.time_step(num_sequences)
+    Again what it does to the caches is all: that running sequences wait meanwhile is the restore's
+    own time. rig: of streams, one more of them than decode; a stream's state is restored in full.
+    """
+    running = [cells] * num_sequences
+    restored = [*running, rig.context_tokens]
+    rig.hold(running)
 
-    step()
-    alone, beside, rates = [], [], []
+    def restore() -> float:
+        rig.hold(running)
+        started = time.perf_counter()
+        rig.hold(restored)
+        return time.perf_counter() - started
+
+    alone, beside, restores, restores_beside = [], [], [], []
     for _ in range(_NUM_ROUNDS):
-        alone.append(step())
-        with _receiving() as received:
-            step()
-            before = received()
-            seconds = step()
-            rates.append((received() - before) / seconds)
-            beside.append(seconds)
+        rig.time_step(num_sequences)
+        alone.append(rig.time_step(num_sequences))
+        restore()
+        restores.append(restore())
+        beside.append(rig.time_step(num_sequences))
+        restores_beside.append(restore())
     return CoRun(
         source="measured",
         what=f"decode step of {num_sequences}",
-        beside=f"sealed KV arriving at {8e-9 * median(rates):.1f} Gbit/s",
+        beside=f"restores of {rig.context_tokens} tokens on the same engine, in turns",
         slowdown=median(beside) / median(alone),
-        beside_slowdown=None,
-        note="its sender ran on this machine, too: a network's would not",
+        beside_slowdown=median(restores_beside) / median(restores),
     )
+
+
+def receive_beside_decode(rig: StepRig, num_sequences: int, cells: int) -> CoRun:
+    """Decode steps while sealed KV comes in as fast as a thread takes it, opened as a node does."""
+    slowdown, bytes_per_s = _beside(_receiving, rig, num_sequences, cells)
+    return CoRun(
+        source="measured",
+        what=f"decode step of {num_sequences}",
+        beside="sealed KV arriving",
+        slowdown=slowdown,
+        beside_slowdown=None,
+        note=f"{8e-9 * bytes_per_s:.1f} Gbit/s; its sender ran on this machine, too: "
+        "a network's would not",
+    )
+
+
+def copies_beside_decode(
+    rig: StepRig, num_sequences: int, cells: int, copy: Callable[[], int]
+) -> CoRun:
+    """Decode steps while a thread copies between host and GPU. copy: one round, its bytes."""
+    slowdown, bytes_per_s = _beside(lambda: _copying(copy), rig, num_sequences, cells)
+    return CoRun(
+        source="measured",
+        what=f"decode step of {num_sequences}",
+        beside="pinned copies to a GPU and back",
+        slowdown=slowdown,
+        beside_slowdown=None,
+        note=f"{1e-9 * bytes_per_s:.1f} GB/s",
+    )
+
+
+def _beside(
+    running: Callable[[], AbstractContextManager[Callable[[], int]]],
+    rig: StepRig,
+    num_sequences: int,
+    cells: int,
+) -> tuple[float, float]:
+    """How many times as long a decode step takes while something runs, and that one's bytes per
+    second. running: starts it, ends it, and counts its bytes meanwhile."""
+    rig.hold([cells] * num_sequences)
+    rig.time_step(num_sequences)
+    alone, beside, rates = [], [], []
+    for _ in range(_NUM_ROUNDS):
+        alone.append(rig.time_step(num_sequences))
+        with running() as num_bytes:
+            rig.time_step(num_sequences)
+            before, started = num_bytes(), time.perf_counter()
+            beside.append(rig.time_step(num_sequences))
+            rates.append((num_bytes() - before) / (time.perf_counter() - started))
+    return median(beside) / median(alone), median(rates)
+
+
+@contextmanager
+def _copying(copy: Callable[[], int]) -> Iterator[Callable[[], int]]:
+    """A thread that copies until it is told to stop; how many bytes it has copied so far."""
+    ends = threading.Event()
+    num_bytes = 0
+
+    def work() -> None:
+        nonlocal num_bytes
+        while not ends.is_set():
+            num_bytes += copy()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield lambda: num_bytes
+    finally:
+        ends.set()
+        thread.join()
 
 
 @contextmanager

@@ -8,11 +8,17 @@ from functools import partial
 from hetero.kv.layout import KVLayout
 from hetero.llama.library import Owned
 from hetero.llama.model import Model
-from hetero.profile.node.co_running import prefill_beside_decode, receive_beside_decode
+from hetero.profile.node.co_running import (
+    copies_beside_decode,
+    prefill_beside_decode,
+    receive_beside_decode,
+    restore_beside_decode,
+)
 from hetero.profile.node.codecs import measure_codecs
 from hetero.profile.node.engine_survey import ROLES, EngineSurvey
 from hetero.profile.node.first_token import first_token_s
 from hetero.profile.node.fitting import Cache
+from hetero.profile.node.gpu_copies import gpu_copier
 from hetero.profile.node.interval import interval_of
 from hetero.profile.node.pilot import Pilots
 from hetero.profile.node.points import Domain
@@ -100,7 +106,7 @@ class Engines(Owned):
                 rates.append(measure_codecs(rig, layout, num_tokens))
         return rates
 
-    def measure_co_runs(self) -> list[CoRun]:
+    def measure_co_runs(self, *, has_gpu: bool) -> list[CoRun]:
         domain = self._options.domain
         size = min(_CO_RUN_SEQUENCES, domain.max_sequences - 1)
         if size < 1:
@@ -108,10 +114,16 @@ class Engines(Owned):
         cells = min(_TRIED_CELLS, domain.context_tokens // 2)
         with self._rig(self._caches[0]) as rig:
             rig.set_threads(self.threads["decode"])
-            return [
+            found = [
                 prefill_beside_decode(rig, size, cells),
+                restore_beside_decode(rig, size, cells),
                 receive_beside_decode(rig, size, cells),
             ]
+            # Without a GPU torch is not even imported: it takes more memory than a small model.
+            copy = gpu_copier() if has_gpu else None
+            if copy is not None:
+                found.append(copies_beside_decode(rig, size, cells, copy))
+            return found
 
     def soak(self, seconds: float, cpus: list[int], say: Callable[[str], None]) -> Soak:
         """Decode steps of a full batch."""

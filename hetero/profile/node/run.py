@@ -19,15 +19,23 @@ from hetero.profile.facts.meters import throttle_counts, throttled_between
 from hetero.profile.facts.report import Facts
 from hetero.profile.facts.state import settings_now
 from hetero.profile.model_sizes import model_shape
+from hetero.profile.node.all_nodes import nodes_co_runs
 from hetero.profile.node.cores import engine_cpus
 from hetero.profile.node.engines import EngineOptions, Engines, KVTypes
+from hetero.profile.node.experts import measure_experts
 from hetero.profile.node.memory import check_memory
 from hetero.profile.node.noise import CPUWatch, judge
 from hetero.profile.node.place import FoundPlace, Job, find_place
 from hetero.profile.node.points import Domain
 from hetero.profile.node.settings import role_settings
 from hetero.profile.node.torch_fit import TorchFit, torch_device
-from hetero.profile.node_profile import Ceilings, MachineProfile, NodeProfile, Provenance
+from hetero.profile.node_profile import (
+    Ceilings,
+    ExpertUnion,
+    MachineProfile,
+    NodeProfile,
+    Provenance,
+)
 from hetero.profile.provenance import provenance
 
 # Of the budget. The rest is for loading the model, for its codecs, and for what can't be planned.
@@ -100,6 +108,14 @@ def profile_node(
     found = _find_place(facts, need_bytes, model, layouts, domain, options, say)
     place = found.place
     ceilings = _measure_ceilings(facts, options, place.node, say)
+    nodes_at_once = nodes_co_runs(
+        model.path,
+        model.spec.weight_bytes,
+        layouts[options.kv_types[0]],
+        facts,
+        engine_cpus(facts),
+        say,
+    )
     if place.node is not None:
         # Before anything is allocated: memory lies where the thread that touches it first runs.
         os.sched_setaffinity(0, place.cpus)
@@ -116,10 +132,12 @@ def profile_node(
     ):
         engines.find_threads(time.monotonic() + _THREADS_SHARE * options.budget_s)
         say(", ".join(f"{role}: {count} threads" for role, count in engines.threads.items()))
+        experts = _measure_experts(loaded, model, domain, engines.threads["decode"], say)
         watch = CPUWatch()
         _survey(engines, options, started, say, progress)
         others = watch.taken()
-        codecs, co_runs = engines.measure_codecs(), engines.measure_co_runs()
+        codecs = engines.measure_codecs()
+        co_runs = engines.measure_co_runs(has_gpu=bool(facts.gpus)) + nodes_at_once
         throttled = throttled_between(throttles, throttle_counts())
         noise = judge(engines.pilots.logs, others, throttled, facts.power)
         soak = None
@@ -143,6 +161,7 @@ def profile_node(
         settings=best,
         noise=noise,
         soak=soak,
+        experts=experts,
         provenance=_provenance(started, options, settings),
     )
 
@@ -213,6 +232,25 @@ def _measure_torch(
     if ended_by is not None:
         say(f"torch prefill: not measured further: {ended_by}")
     return found
+
+
+def _measure_experts(
+    loaded: Model, model: ModelFile, domain: Domain, threads: int, say: Say
+) -> ExpertUnion | None:
+    """None for dense models, too."""
+    if model.spec.num_experts:
+        say("reading passages for the experts that they wake")
+    try:
+        return measure_experts(
+            loaded,
+            model.spec,
+            num_sequences=domain.max_sequences,
+            num_threads=threads,
+            is_random=model.fingerprint is None,
+        )
+    except HeteroError as error:
+        say(f"experts of a batch: not measured: {error}")
+        return None
 
 
 def _provenance(
