@@ -106,7 +106,10 @@ def find_place(
 def _tried(
     place: Place, job: Job, deadline: float, num_nodes: int, tried: dict[str, Seconds], say: Say
 ) -> Seconds:
-    """The least of all tries. Raises: EngineError if it fails, or is not done by `deadline`."""
+    """The least of all tries there.
+
+    Raises: EngineError if it fails, or is not done by `deadline`.
+    """
     with closing(Worker(place.cpus)) as worker:
         worker.reply(_left_s(deadline))  # it runs where it should
         worker.send(Prepare(Trial, (job, job.threads_at(place), place.load)))
