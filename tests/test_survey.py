@@ -225,6 +225,8 @@ def test_corners_cover_every_knot_and_the_longest_context():
         assert {point.rows for point in points} == set(DOMAIN.knots(role))
         appended = {"decode": 1, "prefill": DOMAIN.chunk_tokens}[role]
         assert any(max(point.cells) == DOMAIN.context_tokens - appended for point in points)
+        works = [point.work(unified=False) for point in points if max(point.cells) > 500]
+        assert any(not any(work.pairs[1:]) for work in works)  # the first depth by itself
 
 
 @pytest.mark.parametrize("domain", [Domain(1, 64, 1), Domain(2, 64, 64), Domain(256, 131072, 512)])

@@ -62,7 +62,7 @@ def agreement(a: NodeProfile, b: NodeProfile) -> Agreement:
         if other is None or not works:
             unmatched.append(f"{fit.role} {name}")
             continue
-        scale = _pilot_s(a, fit.role) / _pilot_s(b, fit.role)
+        scale = _pilot_s(a, fit) / _pilot_s(b, fit)
         points = [
             PointRatio(work=work, ratio=scale * _seconds(other, work) / _seconds(fit, work))
             for work in works
@@ -94,8 +94,9 @@ def _whose(profile: NodeProfile) -> tuple[str, str, str]:
     return profile.host, profile.facts.cpu.model, weights
 
 
-def _pilot_s(profile: NodeProfile, role: Role) -> float:
-    name = PILOT_OF[role]
+def _pilot_s(profile: NodeProfile, fit: EngineFit) -> float:
+    """A GPU has a pilot of its own."""
+    name = PILOT_OF[fit.role] if fit.device == "cpu" else fit.device
     if profile.noise is None or name not in profile.noise.pilot_s:
         raise ConfigError(f"noise.pilot_s of {profile.host}: need {name}, have none")
     return profile.noise.pilot_s[name]

@@ -92,11 +92,13 @@ class Engines(Owned):
         # At a pilot's few cells the types make no difference.
         self.pilots = Pilots(self._model, next(iter(self._layouts.values())), threads=self.threads)
 
-    def survey(self, seconds: float, progress: Callable[[float], None]) -> None:
+    def survey(self, seconds: float, progress: Callable[[float], None]) -> int:
+        """How many steps were left out, since each would have taken too much of the time."""
         self._survey = EngineSurvey(
             self._rig, self._caches, self._options.domain, self.pilots, self.threads
         )
         self._survey.run(seconds, progress)
+        return self._survey.num_skipped
 
     def measure_codecs(self) -> list[CodecRates]:
         num_tokens = min(_RESTORED_TOKENS, self._options.domain.context_tokens)

@@ -9,7 +9,7 @@ import psutil
 
 from hetero.profile.facts.report import Power
 from hetero.profile.node.pilot import PilotLog
-from hetero.profile.node_profile import Noise, PilotName
+from hetero.profile.node_profile import Noise
 
 # A desktop in use takes a few percent; more than this of all cores, and steps wait for them. Of
 # many cores one hog is a small share, and all threads of a step wait for the one beside it: so this
@@ -81,12 +81,12 @@ class CPUWatch:
 
 
 def judge(
-    logs: Mapping[PilotName, PilotLog],
+    logs: Mapping[str, PilotLog],
     taken: Taken,
     throttled: Sequence[str],
     power: Power,
 ) -> Noise:
-    """Noisy for a reason, or not."""
+    """Noisy for a reason, or not. logs: of pilots, by name."""
     reasons = [f"throttled: {what}" for what in throttled]
     if power.on_battery:
         reasons.append("on battery: clocks are not what they are on mains")
@@ -111,7 +111,7 @@ def judge(
     )
 
 
-def speed_range(logs: Mapping[PilotName, PilotLog]) -> tuple[float, float]:
+def speed_range(logs: Mapping[str, PilotLog]) -> tuple[float, float]:
     """5th and 95th percentile of the pilots' speeds, of all pilots together."""
     speeds = [log.undisturbed_s / seconds for log in logs.values() for seconds in log.seconds]
     if not speeds:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hetero.profile.node_profile import Role
-from hetero.profile.work import TILE_ROWS, Work, chunk_work, step_work
+from hetero.profile.work import DEPTHS, TILE_ROWS, Work, chunk_work, step_work
 
 # A step appends a cell, and a context is never quite empty.
 _LEAST_CELLS = 16
-_TOUR_POINTS = 6
+_TOUR_POINTS = 4
 
 # How often cells of sequences that are not in the step lie in the same cache: while a prompt is
 # read beside a batch. A prefill node reads one prompt at a time, and a batch is all that decodes.
@@ -60,25 +60,30 @@ class Domain:
 
 
 def corners(role: Role, domain: Domain) -> list[Point]:
-    """Every knot with next to no context, and some of them with as much as there can be."""
+    """Every knot with next to no context, some of them with as much as there can be, and a few with
+    what the first depth holds."""
     short = _LEAST_CELLS if role == "decode" else 0
     knots = domain.knots(role)
     near = [Point(role, rows, _cells(role, rows, short)) for rows in knots]
-    return near + [_far(role, rows, domain) for rows in knots if _is_cheap(role, rows, knots)]
+    far = [_far(role, rows, domain) for rows in knots if _is_cheap(role, rows, knots)]
+    return near + far + _middle(role, domain)
 
 
 def few_corners(role: Role, domain: Domain, *, with_tiles: bool, with_others: bool) -> list[Point]:
     """Of a cache whose rows cost what another's do: what tells its attention, cheaply.
 
-    with_tiles: more than one tile of rows, too, for types whose attention is not known yet.
+    with_tiles: more than one tile of rows and the first depth, too, for types whose attention is
+    not known yet.
     with_others: beside all cells that the other sequences of a unified cache may hold.
     """
-    most = (4 if with_tiles else 1) * TILE_ROWS
+    most = (2 if with_tiles else 1) * TILE_ROWS
     knots = [rows for rows in domain.knots(role) if rows <= most]
     short = _LEAST_CELLS if role == "decode" else 0
     some = sorted({knots[0], knots[len(knots) // 2], min(TILE_ROWS, knots[-1]), knots[-1]})
     points = [Point(role, rows, _cells(role, rows, short)) for rows in some]
     points += [_far(role, rows, domain) for rows in some]
+    if with_tiles:
+        points += _middle(role, domain)
     if with_others and domain.max_sequences > 1:
         others = (domain.context_tokens - 1,) * (domain.max_sequences - 1)
         if role == "prefill":
@@ -92,6 +97,16 @@ def _far(role: Role, rows: int, domain: Domain) -> Point:
     """With as long a context as there can be."""
     appended = rows if role == "prefill" else 1
     return Point(role, rows, _cells(role, rows, domain.context_tokens - appended))
+
+
+def _middle(role: Role, domain: Domain) -> list[Point]:
+    """Without these nothing tells what cells of the first depth cost from what those beyond do."""
+    cells = DEPTHS[1] - TILE_ROWS
+    if cells >= domain.context_tokens // 2:
+        return []
+    knots = [rows for rows in domain.knots(role) if rows < TILE_ROWS]
+    some = sorted({knots[0], knots[len(knots) // 2], knots[-1]})
+    return [Point(role, rows, _cells(role, rows, cells)) for rows in some]
 
 
 def _is_cheap(role: Role, rows: int, knots: list[int]) -> bool:

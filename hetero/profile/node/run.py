@@ -39,9 +39,9 @@ from hetero.profile.node_profile import (
 from hetero.profile.provenance import provenance
 
 # Of the budget. The rest is for loading the model, for its codecs, and for what can't be planned.
-_CEILINGS_SHARE = 0.12
-_PLACE_SHARE = 0.1
-_THREADS_SHARE = 0.08
+_CEILINGS_SHARE = 0.1
+_PLACE_SHARE = 0.06
+_THREADS_SHARE = 0.06
 _TORCH_SHARE = 0.2
 _AFTER_SURVEY_SHARE = 0.08
 _LEAST_SURVEY_SHARE = 0.2
@@ -139,7 +139,10 @@ def profile_node(
         codecs = engines.measure_codecs()
         co_runs = engines.measure_co_runs(has_gpu=bool(facts.gpus)) + nodes_at_once
         throttled = throttled_between(throttles, throttle_counts())
-        noise = judge(engines.pilots.logs, others, throttled, facts.power)
+        logs = {str(name): log for name, log in engines.pilots.logs.items()}
+        if on_gpu is not None:
+            logs[on_gpu.device] = on_gpu.pilot
+        noise = judge(logs, others, throttled, facts.power)
         soak = None
         if options.soak_s:
             say(f"soaking for {options.soak_s:g} s")
@@ -210,7 +213,9 @@ def _survey(
     def tell(share: float) -> None:
         progress((spent_s + share * survey_s) / (budget_s + options.soak_s))
 
-    engines.survey(survey_s, tell)
+    num_skipped = engines.survey(survey_s, tell)
+    if num_skipped:
+        say(f"left out {num_skipped} steps that are too long for {budget_s:.0f} s: extrapolated")
     tell(1.0)  # it may have been done early
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from hetero.errors import HeteroError
 from hetero.profile.facts.report import Facts
 from hetero.profile.node.interval import interval_of
+from hetero.profile.node.pilot import PilotLog
 from hetero.profile.node.read_survey import ReadSurvey
 from hetero.profile.node_profile import EngineFit, Noise
 
@@ -32,9 +33,13 @@ class TorchFit:
         from hetero.prefill.torch_setup import TorchOptions, make_torch_engine
 
         options = TorchOptions(device=device, context_tokens=context_tokens)
-        self._device = device
+        self.device = device
         self._engine = make_torch_engine(path, types, options)
         self._survey = ReadSurvey(self._engine, context_tokens)
+
+    @property
+    def pilot(self) -> PilotLog:
+        return self._survey.pilot
 
     def measure(self, seconds: float) -> HeteroError | None:
         """The engine is closed after it. The error that ended it early, if one did."""
@@ -55,7 +60,7 @@ class TorchFit:
                 role="prefill",
                 engine=self._engine.name,
                 attention=self._engine.attention,
-                device=self._device,
+                device=self.device,
                 unified=cache.unified,
                 kv_k=cache.kv_k,
                 kv_v=cache.kv_v,
