@@ -99,7 +99,7 @@ def test_what_is_read_first_is_how_fast_and_how_near_the_ceiling(written, capsys
         "K q8_0, V q8_0",
         "decode beside prefill on the same engine",
         "28 threads 110 ms",
-        "quiet: pilots ran at 97% to 102% of their usual speed",
+        "quiet: pilots ran at 97% to 102% of their undisturbed speed",
         "* beyond the samples",
         "not seen: power of the memory: need root, have none",
     ):
@@ -231,7 +231,7 @@ def test_a_noisy_machine_is_said_to_be_so():
         throttled=["heat"],
     )
     assert noise_lines(noise) == [
-        "noisy: pilots ran at 97% to 102% of their usual speed; the intervals allow for it",
+        "noisy: pilots ran at 97% to 102% of their undisturbed speed; the intervals allow for it",
         "- throttled: heat",
         "- others took 31%",
     ]

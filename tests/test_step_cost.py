@@ -73,15 +73,20 @@ def test_each_kind_of_work_has_its_price():
         wide_pair_s=0.5,
         tile_pair_s=0.25,
         cell_s=32.0,
+        deep_cell_s=16.0,
         tile_cell_s=48.0,
         masked_s=64.0,
+        tile_masked_s=8.0,
     )
     few = Work(rows=2, pairs=(1, 2, 3, 4, 5, 6), cells=5, masked=6)
     # Two rows beyond the last four.
     assert cost.seconds(few) == 1 + 2 * 128 + (2 + 8 + 24 + 64 + 160 + 384) + 5 * 32 + 6 * 64
+    # Cells beyond the first 1024 cost more.
+    deep = Work(rows=2, pairs=(0, 0, 0, 0, 0, 0), cells=1026, masked=0)
+    assert cost.seconds(deep) == 1 + 2 * 128 + 1026 * 32 + 2 * 16
     # 65 rows of one sequence: the second tile of 64 is paid for, whatever their depth.
-    many = Work(rows=65, pairs=(65, 65, 0, 0, 0, 0), cells=5, masked=0)
-    assert cost.seconds(many) == 1 + 128 + 130 * 0.5 + 2 * 128 * 0.25 + 5 * 48
+    many = Work(rows=65, pairs=(65, 65, 0, 0, 0, 0), cells=5, masked=3)
+    assert cost.seconds(many) == 1 + 128 + 130 * 0.5 + 2 * 128 * 0.25 + 5 * 48 + 3 * 8
     # 65 sequences are no tile.
     batch = Work(rows=65, pairs=(65, 65, 0, 0, 0, 0), cells=0, masked=0)
     assert cost.seconds(batch) == 1 + 128 + 65 * 2 + 65 * 4

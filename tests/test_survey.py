@@ -24,12 +24,16 @@ TRUE = {
         wide_pair_s=1e-6,
         tile_pair_s=2e-7,
         cell_s=5e-6,
+        deep_cell_s=3e-6,
         tile_cell_s=1e-5,
         masked_s=1e-7,
+        tile_masked_s=5e-8,
     ),
 }
 # The same kernels read the same types: rows are exported, and others' cells are scanned.
-TRUE[POOL] = replace(TRUE[STREAMS], rows_s=[0.02 + 0.001, 0.9 + 0.512], masked_s=4e-7)
+TRUE[POOL] = replace(
+    TRUE[STREAMS], rows_s=[0.02 + 0.001, 0.9 + 0.512], masked_s=4e-7, tile_masked_s=1e-7
+)
 
 
 class Machine:

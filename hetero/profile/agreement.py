@@ -1,7 +1,7 @@
 """Whether two runs on one machine and model come to the same predictions.
 
-A run's samples are normalized to its own median speed, so its seconds scale with its pilots':
-predictions are compared in units of the pilot that resembles the work.
+A run's seconds are those of its machine undisturbed, and scale with its pilots': predictions are
+compared in units of the pilot that resembles the work.
 """
 
 from collections.abc import Callable, Iterator

@@ -92,7 +92,7 @@ def noise_lines(noise: Noise | None) -> list[str]:
     if noise is None:
         return ["estimated: nothing ran on the machine"]
     low, high = noise.speed
-    pilots = f"pilots ran at {low:.0%} to {high:.0%} of their usual speed"
+    pilots = f"pilots ran at {low:.0%} to {high:.0%} of their undisturbed speed"
     if not noise.is_noisy:
         return [f"quiet: {pilots}"]
     return [

@@ -94,6 +94,7 @@ class _Group:
             wide_pair_s=pair_s[0] if loses_tiles else cost.wide_pair_s,
             tile_pair_s=0.0 if loses_tiles else cost.tile_pair_s,
             cell_s=scale * cost.cell_s,
+            deep_cell_s=scale * cost.deep_cell_s,
             tile_cell_s=scale * cost.tile_cell_s,
         )
 

@@ -1,8 +1,11 @@
 """What a step of an engine costs: seconds of one pass over the weights, by what is in it.
 
-    seconds = rows_s(rows) + rest rows * rest_s + masked * masked_s
-            + sum(pairs * pair_s) + cells * cell_s        fewer than 64 rows of a sequence
-            + visible * wide_pair_s + tile pairs * tile_pair_s + cells * tile_cell_s    or more
+    seconds = rows_s(rows) + rest rows * rest_s
+
+    and of attention, where a sequence has fewer than 64 rows
+              sum(pairs * pair_s) + cells * cell_s + deep cells * deep_cell_s + masked * masked_s
+    or more   visible * wide_pair_s + tile pairs * tile_pair_s + cells * tile_cell_s
+              + masked * tile_masked_s
 
 `rows_s` reads every weight once and does each row's arithmetic: bound by bandwidth for few rows, by
 flops for many, so it is a line through knots, not a formula; `rest_s` is what each row beyond the
@@ -32,8 +35,10 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     wide_pair_s: NotNegative
     tile_pair_s: NotNegative
     cell_s: NotNegative
+    deep_cell_s: NotNegative  # in addition, of those beyond the first depth
     tile_cell_s: NotNegative
     masked_s: NotNegative
+    tile_masked_s: NotNegative
 
     def __post_init__(self) -> None:
         if not self.rows or any(b <= a for a, b in pairwise(self.rows)):
@@ -65,8 +70,10 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             self.wide_pair_s,
             self.tile_pair_s,
             self.cell_s,
+            self.deep_cell_s,
             self.tile_cell_s,
             self.masked_s,
+            self.tile_masked_s,
         ]
 
 
@@ -82,8 +89,10 @@ def plain_cost(
         wide_pair_s=pair_s,
         tile_pair_s=0.0,
         cell_s=0.0,
+        deep_cell_s=0.0,
         tile_cell_s=0.0,
         masked_s=masked_s,
+        tile_masked_s=masked_s,
     )
 
 
@@ -91,8 +100,9 @@ def attention_counts(work: Work) -> list[float]:
     """What the coefficients other than those of rows are multiplied by."""
     none = [0.0] * len(DEPTHS)
     if work.is_tiled:
-        return [*none, work.visible, work.tile_pairs, 0.0, work.cells, work.masked]
-    return [*work.pairs, 0.0, 0.0, work.cells, 0.0, work.masked]
+        return [*none, work.visible, work.tile_pairs, 0.0, 0.0, work.cells, 0.0, work.masked]
+    deep_cells = max(0.0, work.cells - DEPTHS[1])
+    return [*work.pairs, 0.0, 0.0, work.cells, deep_cells, 0.0, work.masked, 0.0]
 
 
 def hat_weights(knots: Sequence[int], num_rows: int) -> list[float]:

@@ -11,11 +11,11 @@ them its drift is divided out, and the figures without are among the arms.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,8 +40,8 @@ _SAMPLING = Sampling(ignore_eos=True)
 _LEAST_TOKENS = 16
 _TOKEN = 5  # of text, any
 
-_T = TypeVar("_T")
-_ReadPrompt = Callable[[tuple[int, int]], list[float]]  # (tokens, cached) -> seconds of chunks
+_Prompt = tuple[int, int]  # tokens, and those that are cached before them
+_ReadPrompt = Callable[[_Prompt], list[float]]  # seconds of its chunks
 
 
 class _Point(NamedTuple):
@@ -69,9 +69,8 @@ def measure(
         with Pilots(model, first, threads=threads) as pilots:
             for role, pilot in PILOT_OF.items():
                 of_role = [fit for fit in fits if fit.role == role]
-                points: list[_Point] = []
+                draws = []
                 for index, fit in enumerate(of_role):
-                    count = len(range(index, settings.num_points, len(of_role)))
                     draw = _Draw(
                         settings=settings,
                         path=path,
@@ -81,12 +80,19 @@ def measure(
                         states=states[fit.kv_k],
                         fly=partial(pilots.run, pilot),
                     )
-                    for point in draw.points(count, random):
-                        say(
-                            f"{name} {role}: predicted {point.predicted_s:.4f} s, measured "
-                            f"{point.measured_s:.4f} s, {point.about}"
-                        )
-                        points.append(point)
+                    draw.draw(len(range(index, settings.num_points, len(of_role))), random)
+                    draws.append(draw)
+                # All fits in each pass, so that one point's times are minutes apart.
+                for number in range(_PASSES):
+                    for draw in draws:
+                        draw.measure()
+                    say(f"{name} {role}: {number + 1} of {_PASSES} passes")
+                points = [point for draw in draws for point in draw.points()]
+                for point in points:
+                    say(
+                        f"{name} {role}: predicted {point.predicted_s:.4f} s, measured "
+                        f"{point.measured_s:.4f} s, {point.about}"
+                    )
                 speed = profile.noise.pilot_s[pilot] / pilots.logs[pilot].undisturbed_s
                 figures += _figures(name, role, points, speed)
     return figures
@@ -122,9 +128,9 @@ def _figures(name: str, role: Role, found: list[_Point], speed: float) -> list[F
     ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Draw:
-    """What points of one fit are drawn and measured with. fly: the pilot, beside each point."""
+    """Points of one fit: first drawn, then measured in passes. fly: the pilot, beside each."""
 
     settings: Settings
     path: Path
@@ -133,38 +139,64 @@ class _Draw:
     longest_prompt: int
     states: States
     fly: Callable[[], object]
+    batches: list[list[int]] = field(default_factory=list)  # contexts of each
+    prompts: list[_Prompt] = field(default_factory=list)
+    passes: list[list[list[float]]] = field(default_factory=list)  # of points, of their parts
 
-    def points(self, count: int, random: np.random.Generator) -> list[_Point]:
-        return (
-            self._decode(count, random)
-            if self.fit.role == "decode"
-            else self._prefill(count, random)
-        )
-
-    def _decode(self, count: int, random: np.random.Generator) -> list[_Point]:
-        """Batches of the node's own engine, contexts of any length, some a few tokens, some all."""
-        settings, fit = self.settings, self.fit
+    def draw(self, count: int, random: np.random.Generator) -> None:
+        """Batches with contexts of any length; whole prompts, some after cached tokens."""
+        settings = self.settings
         # The first to arrive takes a step while each other one joins.
         longest = settings.context_tokens - 2 * _STEPS - settings.slots
-        drawn = [
-            [_length(random, longest) for _ in range(random.integers(1, settings.slots + 1))]
-            for _ in range(count)
+        for _ in range(count):
+            if self.fit.role == "decode":
+                size = random.integers(1, settings.slots + 1)
+                self.batches.append([_length(random, longest) for _ in range(size)])
+            else:
+                num_tokens = _between(random, _LEAST_TOKENS, self.longest_prompt)
+                room = settings.context_tokens - num_tokens
+                has_cached = room > 1 and random.random() < 0.5
+                cached = int(random.integers(1, room)) if has_cached else 0
+                self.prompts.append((num_tokens, cached))
+
+    def measure(self) -> None:
+        """One pass over all points."""
+        if self.fit.role == "decode":
+            with self._driven() as driven:
+                found = [[self._step_s(driven, lengths)] for lengths in self.batches]
+        else:
+            read = self._read_by_engine if self.fit.unified else self._read_by_rig
+            with read() as chunks_s:
+                found = [chunks_s(prompt) for prompt in self.prompts]
+        self.passes.append(found)
+
+    def points(self) -> Iterator[_Point]:
+        """With the fastest of all passes, of each part."""
+        fit = self.fit
+        about: dict[str, Any] = {"kv": fit.kv_k, "unified": fit.unified}
+        measured = [
+            sum(min(parts) for parts in zip(*found, strict=True))
+            for found in zip(*self.passes, strict=True)
         ]
-        with DrivenEngine(
+        if fit.role == "decode":
+            for lengths, seconds in zip(self.batches, measured, strict=True):
+                yield _Point(fit.step_s(lengths), seconds, about | {"contexts": lengths})
+            return
+        for (num_tokens, cached), seconds in zip(self.prompts, measured, strict=True):
+            predicted_s = fit.prefill_s(num_tokens, cached) - fit.request_s
+            yield _Point(predicted_s, seconds, about | {"tokens": num_tokens, "cached": cached})
+
+    def _driven(self) -> DrivenEngine:
+        """The engine that decode nodes run."""
+        return DrivenEngine(
             self.path,
             self.states.layout,
-            num_slots=settings.slots,
-            context_tokens=settings.context_tokens,
-            num_threads=fit.threads,
+            num_slots=self.settings.slots,
+            context_tokens=self.settings.context_tokens,
+            num_threads=self.fit.threads,
             sampling=_SAMPLING,
-            unified=fit.unified,
-        ) as driven:
-            measured = _fastest(lambda point: [self._step_s(driven, point)], drawn)
-        about = {"kv": fit.kv_k, "unified": fit.unified}
-        return [
-            _Point(fit.step_s(lengths), seconds, about | {"contexts": lengths})
-            for lengths, (seconds,) in zip(drawn, measured, strict=True)
-        ]
+            unified=self.fit.unified,
+        )
 
     def _step_s(self, driven: DrivenEngine, lengths: Sequence[int]) -> float:
         self.fly()
@@ -175,28 +207,6 @@ class _Draw:
         for request in list(driven.lengths):
             driven.leave(request)
         return seconds
-
-    def _prefill(self, count: int, random: np.random.Generator) -> list[_Point]:
-        """Whole prompts after some cached tokens of their own, or none."""
-        settings, fit = self.settings, self.fit
-        drawn = []
-        for _ in range(count):
-            num_tokens = _between(random, _LEAST_TOKENS, self.longest_prompt)
-            room = settings.context_tokens - num_tokens
-            has_cached = room > 1 and random.random() < 0.5
-            drawn.append((num_tokens, int(random.integers(1, room)) if has_cached else 0))
-        read = self._read_by_engine if fit.unified else self._read_by_rig
-        with read() as chunks_s:
-            measured = _fastest(chunks_s, drawn)
-        about = {"kv": fit.kv_k, "unified": fit.unified}
-        return [
-            _Point(
-                fit.prefill_s(num_tokens, cached) - fit.request_s,
-                sum(seconds),
-                about | {"tokens": num_tokens, "cached": cached},
-            )
-            for (num_tokens, cached), seconds in zip(drawn, measured, strict=True)
-        ]
 
     @contextmanager
     def _read_by_rig(self) -> Iterator[_ReadPrompt]:
@@ -213,7 +223,7 @@ class _Draw:
             states=self.states,
         ) as rig:
 
-            def chunks_s(prompt: tuple[int, int]) -> list[float]:
+            def chunks_s(prompt: _Prompt) -> list[float]:
                 self.fly()
                 seconds = []
                 for first, num_tokens in self._chunks(*prompt):
@@ -235,7 +245,7 @@ class _Draw:
             chunk_tokens=settings.chunk_tokens,
         )
 
-        def chunks_s(prompt: tuple[int, int]) -> list[float]:
+        def chunks_s(prompt: _Prompt) -> list[float]:
             self.fly()
             num_tokens, cached = prompt
             run = engine.start([_TOKEN] * (cached + num_tokens))
@@ -261,14 +271,6 @@ class _Draw:
         chunk_tokens = self.settings.chunk_tokens
         for first in range(0, num_tokens, chunk_tokens):
             yield cached + first, min(chunk_tokens, num_tokens - first)
-
-
-def _fastest(time_parts: Callable[[_T], list[float]], drawn: Sequence[_T]) -> list[list[float]]:
-    """Seconds of each part of each point: the fastest of some passes over all points."""
-    passes = [[time_parts(point) for point in drawn] for _ in range(_PASSES)]
-    return [
-        [min(parts) for parts in zip(*found, strict=True)] for found in zip(*passes, strict=True)
-    ]
 
 
 def _length(random: np.random.Generator, longest: int) -> int:

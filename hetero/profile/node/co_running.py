@@ -49,15 +49,10 @@ def restore_beside_decode(rig: StepRig, num_sequences: int, cells: int) -> CoRun
     Again what it does to the caches is all: that running sequences wait meanwhile is the restore's
     own time. rig: of streams, one more of them than decode; a stream's state is restored in full.
     """
-    running = [cells] * num_sequences
-    restored = [*running, rig.context_tokens]
-    rig.hold(running)
+    rig.hold([cells] * num_sequences)
 
     def restore() -> float:
-        rig.hold(running)
-        started = time.perf_counter()
-        rig.hold(restored)
-        return time.perf_counter() - started
+        return rig.restore_s(rig.context_tokens, num_sequences)
 
     alone, beside, restores, restores_beside = [], [], [], []
     for _ in range(_NUM_ROUNDS):

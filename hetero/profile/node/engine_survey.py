@@ -80,8 +80,12 @@ class EngineSurvey:
             if self.surveys[role].is_settled(cache):
                 continue
             self._pilots.run(PILOT_OF[role])  # the last one was a cache ago
+            is_drawn = points_of == self._tour
+            if is_drawn:
+                for point in self._slow_corners(role, cache):
+                    self._measure(rig, cache, point, is_drawn=False)
             for point in points_of(role, cache):
-                self._measure(rig, cache, point, is_drawn=points_of == self._tour)
+                self._measure(rig, cache, point, is_drawn=is_drawn)
 
     def _corners(self, role: Role, cache: Cache) -> Iterable[Point]:
         if cache == self._caches[0]:
@@ -93,6 +97,12 @@ class EngineSurvey:
         for point in self._corners(role, cache):
             expected_s = self.surveys[role].predict_s(cache, point)
             if expected_s is not None and expected_s < _LONG_S:
+                yield point
+
+    def _slow_corners(self, role: Role, cache: Cache) -> Iterable[Point]:
+        slow = self.surveys[role].slow_works(cache)
+        for point in self._short_corners(role, cache):
+            if point.work(cache.unified) in slow:
                 yield point
 
     def _tour(self, role: Role, cache: Cache) -> Iterable[Point]:

@@ -26,6 +26,7 @@ from hetero.profile.node.rig import StepRig
 from hetero.profile.node.soak import soak
 from hetero.profile.node.threads import best, candidates, time_threads
 from hetero.profile.node_profile import (
+    Ceilings,
     CodecRates,
     CoRun,
     EngineFit,
@@ -136,7 +137,7 @@ class Engines(Owned):
             rig.hold([cells] * domain.max_sequences)
             return soak(lambda: rig.time_step(domain.max_sequences), seconds, cpus, say)
 
-    def fits(self, noise: Noise, shape: ModelShape) -> list[EngineFit]:
+    def fits(self, noise: Noise, shape: ModelShape, ceilings: Ceilings) -> list[EngineFit]:
         """With those of other types, estimated."""
         fits = []
         for role in ROLES:
@@ -163,7 +164,7 @@ class Engines(Owned):
                         samples=survey.samples[cache],
                     )
                 )
-        return [*fits, *estimated_fits(fits, shape)]
+        return [*fits, *estimated_fits(fits, shape, ceilings)]
 
     @contextmanager
     def _rig(self, cache: Cache) -> Iterator[StepRig]:

@@ -38,8 +38,8 @@ _STRAIGHT = 0.15
 # less weighs as much as an error of a fiftieth in one sample.
 _ALIKE = 0.2
 
-# Of each pair of types: all counts of attention but the last, which is masked pairs.
-_NUM_SHARED = len(DEPTHS) + 4
+# Of each pair of types: all counts of attention but the last two, which are masked pairs.
+_NUM_SHARED = len(DEPTHS) + 5
 
 _Matrix = npt.NDArray[np.float64]
 
@@ -153,14 +153,14 @@ class _Columns:
         self._types = {each: self._rest + 1 + of_types * i for i, each in enumerate(types)}
         modes = self._rest + 1 + of_types * len(types)
         self._modes = {False: modes, True: modes + 1}  # by whether the cache is unified
-        self._masked = {cache: modes + 2 + i for i, cache in enumerate(caches)}
-        self._count = modes + 2 + len(caches)
+        self._masked = {cache: modes + 2 + 2 * i for i, cache in enumerate(caches)}
+        self._count = modes + 2 + 2 * len(caches)
 
     def line(self, cache: Cache, sample: Sample) -> _Matrix:
         """What each coefficient is multiplied by in a sample."""
         line = np.zeros(self._count)
         work = sample.work
-        *shared, masked = attention_counts(work)
+        *shared, masked, tile_masked = attention_counts(work)
         weights = hat_weights(self._knots, work.rows)
         line[: len(self._knots)] = np.cumsum(weights[::-1])[::-1]
         line[self._rest] = work.rest_rows
@@ -169,7 +169,7 @@ class _Columns:
         by_depth, others = shared[: len(DEPTHS)], shared[len(DEPTHS) :]
         beyond = np.cumsum(by_depth[::-1])[::-1]
         line[first + 1 : first + 1 + _NUM_SHARED] = [*beyond, *others]
-        line[self._masked[cache]] = masked
+        line[self._masked[cache] :][:2] = masked, tile_masked
         return line
 
     def likeness(self, samples: Samples) -> Iterator[_Matrix]:
@@ -208,7 +208,8 @@ class _Columns:
         rows_s = np.cumsum(solution[: len(self._knots)]) + row_s * np.array(self._knots)
         shared = solution[first + 1 : first + 1 + _NUM_SHARED]
         pair_s = np.cumsum(shared[: len(DEPTHS)]).tolist()
-        wide_pair_s, tile_pair_s, cell_s, tile_cell_s = shared[len(DEPTHS) :].tolist()
+        wide_pair_s, tile_pair_s, cell_s, deep_cell_s, tile_cell_s = shared[len(DEPTHS) :].tolist()
+        masked_s, tile_masked_s = solution[self._masked[cache] :][:2].tolist()
         return StepCost(
             rows=self._knots,
             rows_s=rows_s.tolist(),
@@ -217,8 +218,10 @@ class _Columns:
             wide_pair_s=wide_pair_s if has_tiles else pair_s[0],
             tile_pair_s=tile_pair_s,
             cell_s=cell_s,
+            deep_cell_s=deep_cell_s,
             tile_cell_s=tile_cell_s if has_tiles else cell_s,
-            masked_s=float(solution[self._masked[cache]]),
+            masked_s=masked_s,
+            tile_masked_s=tile_masked_s if has_tiles else masked_s,
         )
 
 

@@ -99,13 +99,13 @@ class StepRig(Owned):
                     self._restore(sequence, self.context_tokens)
                 self._shorten(sequence, num_cells)
 
-    def restore_s(self, num_cells: int) -> float:
-        """Seconds to restore a state of so many cells, which sequence 0 holds from then on."""
-        blob = self._state(num_cells, seed=0)
+    def restore_s(self, num_cells: int, sequence: int = 0) -> float:
+        """Seconds to restore a state of so many cells, which the sequence holds from then on."""
+        blob = self._state(num_cells, seed=sequence)
         started = time.perf_counter()
-        self.context.restore_sequence(0, blob)
+        self.context.restore_sequence(sequence, blob)
         seconds = time.perf_counter() - started
-        self._cells[0] = num_cells
+        self._cells[sequence] = num_cells
         return seconds
 
     def time_step(self, num_rows: int) -> float:

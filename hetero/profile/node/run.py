@@ -147,7 +147,7 @@ def profile_node(
         if options.soak_s:
             say(f"soaking for {options.soak_s:g} s")
             soak = engines.soak(options.soak_s, list(place.cpus), say)
-        fits = engines.fits(noise, shape)
+        fits = engines.fits(noise, shape, ceilings)
         if on_gpu is not None:
             fits += on_gpu.fits(noise, engines.request_s, engines.threads["prefill"])
         best = role_settings(found, engines.threads, engines.tried, fits, domain)

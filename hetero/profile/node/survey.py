@@ -85,6 +85,12 @@ class Survey:
     def is_slow(self, ratio: float) -> bool:
         return ratio < 1 - _SLOW
 
+    def slow_works(self, cache: Cache) -> set[Work]:
+        """What took longer than the fit says, at its fastest: disturbed each time, perhaps."""
+        cost = self.cost(cache)
+        found = self.samples[cache]
+        return {sample.work for sample in found if self.is_slow(ratio(cost, sample))}
+
     def _bends_at(self, cache: Cache, sample: Sample) -> bool:
         """Whether the line of rows is to blame: they are most of the step, and no knot is near."""
         work, cost = sample.work, self.cost(cache)

@@ -87,7 +87,9 @@ def _draw_sample(
     axes: "Axes", fit: EngineFit, sample: Sample, place: float, shades: _Shades
 ) -> None:
     shade = shades(_group(fit, sample))
-    beyond_s = (sample.work.masked - _line_masked(fit, sample)) * fit.cost.masked_s
+    cost = fit.cost
+    each_s = cost.tile_masked_s if sample.work.is_tiled else cost.masked_s
+    beyond_s = (sample.work.masked - _line_masked(fit, sample)) * each_s
     height = _height(fit, sample.work.rows, sample.seconds * sample.speed - beyond_s)
     if not sample.drawn:
         axes.scatter(place, height, color=[shade], zorder=3, **PLACED)
