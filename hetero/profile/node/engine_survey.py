@@ -69,6 +69,8 @@ class EngineSurvey:
             if not unsettled or self._left_s() <= 0:
                 break
             for cache in unsettled:
+                if self._left_s() <= 0:
+                    break  # a cache takes a second to be made
                 with self._open_rig(cache) as rig:
                     self._visit(rig, cache, points_of)
                 progress((time.monotonic() - started) / seconds)

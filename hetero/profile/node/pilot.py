@@ -7,7 +7,7 @@ Two pilots, because bandwidth and clocks drift apart: `memory`, one row, reads a
 
 What disturbs a step comes and goes within a second and only ever adds, so steps are repeated and
 the fastest counts. Pilots are for what lasts longer, and their own disturbances must not blur it:
-a machine's speed is taken from the lower quartile of many.
+a machine's speed is taken from the fastest tenth of many.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from hetero.profile.node_profile import PilotName, Role
 
 PILOTS: tuple[PilotName, ...] = ("memory", "compute")
 
-_UNDISTURBED = 0.25  # of all runs are no slower
+_UNDISTURBED = 0.1  # of all runs are no slower
 _RUNS_TO_EACH_SIDE = 8
 
 # A few cells: next to nothing beside the weights.
@@ -41,12 +41,12 @@ class PilotLog:
 
     @property
     def undisturbed_s(self) -> float:
-        return _lower_quartile(self.seconds)
+        return _fastest_tenth(self.seconds)
 
     def around_s(self, index: int) -> float:
         """Undisturbed seconds at about the time of run `index`."""
         first = max(0, index - _RUNS_TO_EACH_SIDE)
-        return _lower_quartile(self.seconds[first : index + _RUNS_TO_EACH_SIDE + 1])
+        return _fastest_tenth(self.seconds[first : index + _RUNS_TO_EACH_SIDE + 1])
 
     def speed(self, index: int) -> float:
         """Of the machine at about run `index`, over that of the whole log."""
@@ -94,5 +94,5 @@ def fastest_s(step: Callable[[], float]) -> float:
     return min(seconds)
 
 
-def _lower_quartile(seconds: list[float]) -> float:
+def _fastest_tenth(seconds: list[float]) -> float:
     return float(np.quantile(seconds, _UNDISTURBED))

@@ -17,6 +17,9 @@ from hetero.profile.work import DEPTHS, TILE_ROWS, Work, chunk_work, step_work
 _LEAST_CELLS = 16
 _TOUR_POINTS = 4
 
+# Rows whose last tile is half full.
+_BEGUN_TILES = (3 * TILE_ROWS // 2, 5 * TILE_ROWS // 2)
+
 # How often cells of sequences that are not in the step lie in the same cache: while a prompt is
 # read beside a batch. A prefill node reads one prompt at a time, and a batch is all that decodes.
 _WITH_OTHERS = 0.25
@@ -100,13 +103,16 @@ def _far(role: Role, rows: int, domain: Domain) -> Point:
 
 
 def _middle(role: Role, domain: Domain) -> list[Point]:
-    """Without these nothing tells what cells of the first depth cost from what those beyond do."""
+    """Without these nothing tells what cells of the first depth cost from what those beyond do, nor
+    whole tiles from begun ones."""
     cells = DEPTHS[1] - TILE_ROWS
     if cells >= domain.context_tokens // 2:
         return []
     knots = [rows for rows in domain.knots(role) if rows < TILE_ROWS]
-    some = sorted({knots[0], knots[len(knots) // 2], knots[-1]})
-    return [Point(role, rows, _cells(role, rows, cells)) for rows in some]
+    some = {knots[0], knots[len(knots) // 2], knots[-1]}
+    if role == "prefill":
+        some |= {rows for rows in _BEGUN_TILES if rows <= domain.chunk_tokens}
+    return [Point(role, rows, _cells(role, rows, cells)) for rows in sorted(some)]
 
 
 def _is_cheap(role: Role, rows: int, knots: list[int]) -> bool:

@@ -4,6 +4,7 @@ Contexts are states made of a few tokens' rows (see `hetero.profile.states`), so
 a copy, not a prefill. What a step appends is removed again: a point can be timed many times.
 """
 
+import ctypes
 import time
 from collections.abc import Sequence
 
@@ -79,6 +80,10 @@ class StepRig(Owned):
         for sampler in self._samplers:
             sampler.close()
         self.context.close()
+        # A survey opens many; what glibc keeps of each would add up to more than a node takes.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
     def set_threads(self, num_threads: int) -> None:
         self.context.set_threads(num_threads)

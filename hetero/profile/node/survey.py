@@ -87,9 +87,8 @@ class Survey:
 
     def slow_works(self, cache: Cache) -> set[Work]:
         """What took longer than the fit says, at its fastest: disturbed each time, perhaps."""
-        cost = self.cost(cache)
-        found = self.samples[cache]
-        return {sample.work for sample in found if self.is_slow(ratio(cost, sample))}
+        found = self.samples.get(cache, [])
+        return {sample.work for sample in found if self.is_slow(ratio(self.cost(cache), sample))}
 
     def _bends_at(self, cache: Cache, sample: Sample) -> bool:
         """Whether the line of rows is to blame: they are most of the step, and no knot is near."""
