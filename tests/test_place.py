@@ -48,6 +48,7 @@ def pretend(monkeypatch):
 
 
 def test_one_node_and_all_are_tried_in_processes_of_their_own():
+    before = set(psutil.Process().children())
     said = []
     found = find_place(TWO_NODES, [0, 1], job(), 60.0, said.append)
     kept = "node 0, 1 threads" if found.place.node == 0 else "all nodes, 2 threads"
@@ -60,7 +61,7 @@ def test_one_node_and_all_are_tried_in_processes_of_their_own():
         assert all(seconds > 0 for seconds in found.tried[role].values())
     assert len(said) >= 3  # what seems faster is tried once more
     assert set(os.sched_getaffinity(0)) == set(CPUS)
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= before
 
 
 @pytest.mark.parametrize(
@@ -111,11 +112,12 @@ def test_what_fails_is_said_and_what_was_tried_is_kept(pretend):
 
 
 def test_without_time_nothing_is_tried():
+    before = set(psutil.Process().children())
     said = []
     found = find_place(TWO_NODES, [0, 1], job(threads=1), 0.0, said.append)
     assert found == FoundPlace(Place(tuple(CPUS[:1]), 0, "read"), {})
     assert "kept by rule" in said[0]
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= before
 
 
 def test_a_trial_that_can_not_load_its_model_ends_trying(tmp_path):

@@ -158,6 +158,8 @@ def test_the_stated_error_is_that_of_points_the_fit_has_not_seen():
     assert error.median == pytest.approx(0.67 * noise, rel=0.4)
     assert error.p90 == pytest.approx(1.64 * noise, rel=0.4)
     assert error.num_points == sum(sample.drawn for sample in survey.samples[STREAMS])
+    of_both = survey.fits().overall
+    assert of_both.num_points == error.num_points + survey.fits().errors[POOL].num_points
 
 
 def test_points_that_were_placed_are_not_left_out_of_the_fit():

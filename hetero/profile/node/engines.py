@@ -144,7 +144,6 @@ class Engines(Owned):
             survey = self._survey.surveys[role]
             found = survey.fits()
             for cache, cost in found.costs.items():
-                error = found.errors[cache]
                 fits.append(
                     EngineFit(
                         source="fitted",
@@ -159,8 +158,8 @@ class Engines(Owned):
                         chunk_tokens=self._options.domain.chunk_tokens,
                         cost=cost,
                         request_s=self.request_s,
-                        interval=interval_of(error, noise),
-                        error=error,
+                        interval=interval_of(found.overall, noise),
+                        error=found.errors[cache],
                         samples=survey.samples[cache],
                     )
                 )

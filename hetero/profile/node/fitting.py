@@ -66,14 +66,17 @@ class Fits:
 
     costs: dict[Cache, StepCost]
     errors: dict[Cache, FitError | None]  # None: too few samples to leave any out
+    overall: FitError | None  # of all caches together: they are fitted together
 
 
 def fit(samples: Samples, knots: Sequence[int]) -> Fits:
     """Fit all samples, and cross-validate."""
     ratios = cross_validate(samples, knots)
+    every = [ratio for found in ratios.values() for ratio in found]
     return Fits(
         fit_costs(samples, knots),
         {cache: fit_error(found) if found else None for cache, found in ratios.items()},
+        fit_error(every) if every else None,
     )
 
 

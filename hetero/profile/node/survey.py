@@ -137,7 +137,7 @@ class Survey:
 
     def fits(self) -> Fits:
         """Of the caches that were measured at all."""
-        return fit(self.samples, self.knots) if self.samples else Fits({}, {})
+        return fit(self.samples, self.knots) if self.samples else Fits({}, {}, None)
 
 
 def _fastest(samples: Iterable[Sample]) -> list[Sample]:

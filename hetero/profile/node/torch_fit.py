@@ -68,7 +68,7 @@ class TorchFit:
                 chunk_tokens=self._engine.chunk_tokens,
                 cost=cost,
                 request_s=request_s,
-                interval=interval_of(found.errors[cache], noise),
+                interval=interval_of(found.overall, noise),
                 error=found.errors[cache],
                 samples=self._survey.survey.samples[cache],
             )
