@@ -238,7 +238,7 @@ def fit(role, kv, scale, random_, noise, slower, unified):
     cost = plain_cost(
         cost.rows,
         [slower * seconds for seconds in cost.rows_s],
-        pair_s=slower * scale * cost.wide_pair_s,
+        pair_s=slower * scale * cost.pair_s[0],
         masked_s=slower * scale * cost.masked_s,
     )
     return EngineFit(

@@ -9,7 +9,8 @@ import pytest
 from node_profiles import MODEL, ceilings, gpu_ceilings, node_profile
 
 from hetero.profile.other_types import estimated_fits
-from hetero.profile.work import DEPTHS
+from hetero.profile.step_cost import TileCost
+from hetero.profile.work import LENGTHS, chunk_work
 
 replace = msgspec.structs.replace
 DECODE, PREFILL = (
@@ -18,9 +19,9 @@ DECODE, PREFILL = (
 
 
 def measured(kv_k, kv_v, pair_s, base=DECODE, **cost):
-    """pair_s: of all depths, or by depth."""
-    by_depth = pair_s if isinstance(pair_s, list) else [pair_s] * len(DEPTHS)
-    cost = replace(base.cost, pair_s=by_depth, **cost)
+    """pair_s: of all lengths, or by length."""
+    by_length = pair_s if isinstance(pair_s, list) else [pair_s] * len(LENGTHS)
+    cost = replace(base.cost, pair_s=by_length, **cost)
     return replace(base, kv_k=kv_k, kv_v=kv_v, cost=cost)
 
 
@@ -78,20 +79,21 @@ def test_a_half_that_was_measured_is_taken_though_the_whole_is_further_off():
 
 
 def test_a_chunk_reads_fewer_bytes_and_attends_to_as_many_pairs():
-    cost = {"wide_pair_s": 3e-6, "tile_pair_s": 0.5e-6, "cell_s": 2e-6, "tile_cell_s": 4e-6}
-    fits = [measured("q8_0", "q8_0", 1e-6, PREFILL, **cost)]
+    fits = [measured("q8_0", "q8_0", 1e-6, PREFILL, cell_s=2e-6, deep_cell_s=4e-6)]
     found = estimate(fits, "q4_0", "q4_0", 69.632).cost
-    assert found.pair_s == pytest.approx([1e-6] * len(DEPTHS))
-    assert (found.wide_pair_s, found.tile_pair_s) == (3e-6, 0.5e-6)
+    assert found.pair_s == pytest.approx([1e-6] * len(LENGTHS))
     assert found.cell_s == pytest.approx(1.058824e-6, rel=1e-5)
-    assert found.tile_cell_s == pytest.approx(2.117647e-6, rel=1e-5)
+    assert found.deep_cell_s == pytest.approx(2.117647e-6, rel=1e-5)
 
 
 def test_quantized_cells_have_no_part_in_the_tiles_of_floats():
-    cost = {"wide_pair_s": 0.1e-6, "tile_pair_s": 0.3e-6}
-    fits = [measured("f16", "f16", 1e-6, PREFILL, **cost)]
+    tiles = TileCost(visible_s=0.1e-6, pair_s=0.3e-6, cell_s=0.0, masked_s=0.0)
+    fits = [measured("f16", "f16", 1e-6, PREFILL, tiles=tiles)]
     found = estimate(fits, "q8_0", "q8_0", 69.632).cost
-    assert (found.wide_pair_s, found.tile_pair_s) == (pytest.approx(1e-6), 0.0)
+    assert found.tiles is None
+    assert found.seconds(chunk_work(64, 0, 0, False)) > fits[0].cost.seconds(
+        chunk_work(64, 0, 0, False)
+    )
 
 
 def test_intervals_are_wide_and_wider_between_floats_and_quantized_types():
@@ -107,7 +109,7 @@ def test_intervals_are_wide_and_wider_between_floats_and_quantized_types():
 def test_without_ceilings_nothing_waits_for_memory():
     fits = [measured("q8_0", "q8_0", 1e-6)]
     [found] = estimated_fits(fits, MODEL, None, [("q4_0", "q4_0")])
-    assert found.cost.pair_s == pytest.approx([1e-6] * len(DEPTHS))
+    assert found.cost.pair_s == pytest.approx([1e-6] * len(LENGTHS))
 
 
 def test_a_gpus_cells_come_from_its_own_memory():

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from node_profiles import node_profile
 
-from hetero.profile.step_cost import StepCost, hat_weights, plain_cost
-from hetero.profile.work import DEPTHS, Work, chunk_work, step_work
+from hetero.profile.knots import hat_weights
+from hetero.profile.step_cost import StepCost, TileCost, plain_cost
+from hetero.profile.work import LENGTHS, Work, chunk_work, step_work
 
 # Binary fractions: sums of them are exact.
 COST = plain_cost([1, 4, 8], [1.0, 2.5, 3.0], pair_s=0.5, masked_s=0.25)
@@ -70,13 +71,10 @@ def test_each_kind_of_work_has_its_price():
         rows_s=[1.0],
         rest_s=128.0,
         pair_s=[2.0, 4.0, 8.0, 16.0, 32.0, 64.0],
-        wide_pair_s=0.5,
-        tile_pair_s=0.25,
         cell_s=32.0,
         deep_cell_s=16.0,
-        tile_cell_s=48.0,
         masked_s=64.0,
-        tile_masked_s=8.0,
+        tiles=TileCost(visible_s=0.5, pair_s=0.25, cell_s=48.0, masked_s=8.0),
     )
     few = Work(rows=2, pairs=(1, 2, 3, 4, 5, 6), cells=5, masked=6)
     # Two rows beyond the last four.
@@ -84,12 +82,15 @@ def test_each_kind_of_work_has_its_price():
     # Cells beyond the first 1024 cost more.
     deep = Work(rows=2, pairs=(0, 0, 0, 0, 0, 0), cells=1026, masked=0)
     assert cost.seconds(deep) == 1 + 2 * 128 + 1026 * 32 + 2 * 16
-    # 65 rows of one sequence: the second tile of 64 is paid for, whatever their depth.
+    # 65 rows of one sequence: the second tile of 64 is paid for, whatever their length.
     many = Work(rows=65, pairs=(65, 65, 0, 0, 0, 0), cells=5, masked=3)
     assert cost.seconds(many) == 1 + 128 + 130 * 0.5 + 2 * 128 * 0.25 + 5 * 48 + 3 * 8
     # 65 sequences are no tile.
     batch = Work(rows=65, pairs=(65, 65, 0, 0, 0, 0), cells=0, masked=0)
     assert cost.seconds(batch) == 1 + 128 + 65 * 2 + 65 * 4
+    # Nor are 65 rows one to an engine without tiles.
+    plain = msgspec.structs.replace(cost, tiles=None)
+    assert plain.seconds(many) == 1 + 128 + 65 * 2 + 65 * 4 + 5 * 32 + 3 * 64
 
 
 def visible_and_masked(work):
@@ -104,21 +105,27 @@ def test_a_chunks_rows_see_what_is_cached_and_themselves():
 
 
 @given(st.integers(1, 700), st.integers(0, 20000))
-def test_a_chunks_pairs_are_counted_by_depth(num_tokens, cached):
-    visible = [cached + row + 1 for row in range(num_tokens)]
-    ends = (*DEPTHS[1:], 10**9)
-    expected = [
-        sum(max(0, min(cells, end) - depth) for cells in visible)
-        for depth, end in zip(DEPTHS, ends, strict=True)
-    ]
-    assert chunk_work(num_tokens, cached, 0, unified=False).pairs == tuple(expected)
+def test_no_pair_of_a_chunk_is_lost_between_lengths(num_tokens, cached):
+    expected = sum(cached + row + 1 for row in range(num_tokens))
+    work = chunk_work(num_tokens, cached, 0, unified=False)
+    assert work.visible == pytest.approx(expected, rel=1e-12)
+    # On average its rows see so many cells, which lies between the lengths that count.
+    average = expected / num_tokens
+    counted = [length for length, pairs in zip(LENGTHS, work.pairs, strict=True) if pairs]
+    assert len(counted) <= 2
+    assert counted[0] <= max(average, LENGTHS[0])
+    assert counted[-1] >= average
 
 
-def test_a_batchs_pairs_are_counted_by_depth():
-    # 1024 of each, then 1024 and 1000 of them, 2048 and the last 904 of the one.
-    assert step_work([5000, 2024], 0, unified=False).pairs == (2048, 2024, 2048, 904, 0, 0)
-    # In one pool they lie one after the other: 7024 cells, of which others' do not count.
-    assert step_work([5000, 2024], 500, unified=True).pairs == (1024, 1024, 2048, 2928, 0, 0)
+def test_a_batchs_pairs_are_counted_by_length():
+    # No shorter length than 1024 is told from it, and no longer one than 32768.
+    assert step_work([1024, 8192, 10], 0, unified=False).pairs == (1034, 0, 0, 8192, 0, 0)
+    assert step_work([40000], 0, unified=False).pairs == (0, 0, 0, 0, 0, 40000)
+    # Half way by its logarithm.
+    half = step_work([round(4096 * 2**0.5)], 0, unified=False).pairs
+    assert half == pytest.approx((0, 0, 2896, 2896, 0, 0), abs=2)
+    # In one pool they lie one after the other: 8192 cells, of which others' do not count.
+    assert step_work([5000, 3192], 500, unified=True).pairs == (0, 0, 0, 8192, 0, 0)
 
 
 def test_others_cells_are_scanned_in_a_shared_cache_only():

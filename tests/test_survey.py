@@ -10,29 +10,30 @@ from hetero.profile.node.fitting import Cache, cross_validate, fit, fit_costs
 from hetero.profile.node.points import Domain, Point, corners, few_corners, tour
 from hetero.profile.node.survey import Survey, Timed
 from hetero.profile.node_profile import Sample
-from hetero.profile.step_cost import StepCost, plain_cost
+from hetero.profile.step_cost import StepCost, TileCost, plain_cost
 from hetero.profile.work import Work, chunk_work, step_work
 
 DOMAIN = Domain(max_sequences=8, context_tokens=2048, chunk_tokens=512)
-STREAMS, POOL = Cache(False, "q8_0", "q8_0"), Cache(True, "q8_0", "q8_0")
+STREAMS, POOL = Cache(False, "f16", "f16"), Cache(True, "f16", "f16")
+TILES = TileCost(visible_s=1e-6, pair_s=2e-7, cell_s=1e-5, masked_s=5e-8)
 TRUE = {
     STREAMS: StepCost(
         rows=[1, 512],
         rows_s=[0.02, 0.9],
         rest_s=0.003,
         pair_s=[2e-6, 4e-6, 4e-6, 4e-6, 4e-6, 4e-6],
-        wide_pair_s=1e-6,
-        tile_pair_s=2e-7,
         cell_s=5e-6,
         deep_cell_s=3e-6,
-        tile_cell_s=1e-5,
         masked_s=1e-7,
-        tile_masked_s=5e-8,
+        tiles=TILES,
     ),
 }
 # The same kernels read the same types: rows are exported, and others' cells are scanned.
 TRUE[POOL] = replace(
-    TRUE[STREAMS], rows_s=[0.02 + 0.001, 0.9 + 0.512], masked_s=4e-7, tile_masked_s=1e-7
+    TRUE[STREAMS],
+    rows_s=[0.02 + 0.001, 0.9 + 0.512],
+    masked_s=4e-7,
+    tiles=replace(TILES, masked_s=1e-7),
 )
 
 
@@ -189,12 +190,37 @@ def test_a_bend_between_knots_gets_one_of_its_own():
     assert survey.cost(STREAMS).rows_seconds(work(48)) == pytest.approx(0.0583, rel=0.02)
 
 
-def test_depths_that_no_sample_reached_cost_what_shallower_ones_do():
+def test_lengths_that_no_sample_reached_cost_what_shorter_ones_do():
     near = Sample(work=step_work([500], 0, False), seconds=0.02 + 500e-6, speed=1, repeats=1)
     short = Sample(work=step_work([10], 0, False), seconds=0.02 + 10e-6, speed=1, repeats=1)
     cost = fit_costs({STREAMS: [near, short]}, [1])[STREAMS]
     assert cost.pair_s == pytest.approx([1e-6] * 6)
-    assert cost.wide_pair_s == pytest.approx(1e-6)
+    assert cost.tiles is None
+
+
+def test_a_length_between_two_that_are_known_costs_about_what_lies_between_them():
+    """Nothing but a straight line is known there."""
+
+    def sample(cells, each_s):
+        work = step_work([cells], 0, False)
+        return Sample(work=work, seconds=0.02 + cells * each_s, speed=1, repeats=1)
+
+    samples = [sample(10, 1e-6), sample(1024, 1e-6), sample(4096, 3e-6)]
+    cost = fit_costs({STREAMS: samples}, [1])[STREAMS]
+    assert cost.pair_s[:3] == pytest.approx([1e-6, 2e-6, 3e-6], rel=0.02)
+    # A sample is worth more than the line.
+    cost = fit_costs({STREAMS: [*samples, sample(2048, 1.2e-6)]}, [1])[STREAMS]
+    assert cost.pair_s[1] == pytest.approx(1.2e-6, rel=0.1)
+
+
+def test_quantized_caches_know_no_tiles():
+    caches = [Cache(False, "q8_0", "q8_0"), STREAMS]
+    works = [chunk_work(rows, cells, 0, False) for rows in (16, 64, 160) for cells in (0, 1000)]
+    samples = [
+        Sample(work=work, seconds=TRUE[STREAMS].seconds(work), speed=1, repeats=1) for work in works
+    ]
+    costs = fit_costs(dict.fromkeys(caches, samples), [16, 64, 160])
+    assert [costs[cache].tiles is None for cache in caches] == [True, False]
 
 
 def test_a_survey_ends_when_predictions_hold_and_not_before():

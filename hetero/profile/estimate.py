@@ -171,7 +171,7 @@ class _Device:
             raise ConfigError(f"prefill engine: need one that runs on this device, have {engine!r}")
         cost = self._cost(self._torch_rows_s, _TORCH_CHUNK, pair_s, head=False)
         # Triton's kernels skip what is masked, and other prompts' blocks.
-        return msgspec.structs.replace(cost, masked_s=0.0, tile_masked_s=0.0)
+        return msgspec.structs.replace(cost, masked_s=0.0)
 
     def spread(self, role: Role, engine: str) -> float:
         kind = self.machine.kind

@@ -84,22 +84,18 @@ class _Group:
 
     def _cost(self, cost: StepCost, have: KVLayout, want: KVLayout) -> StepCost:
         scale = want.token_bytes / have.token_bytes
-        loses_tiles = _is_quantized(want, _KINDS) and not _is_quantized(have, _KINDS)
         halves = [self._half_pair_s(want, kind) for kind in _KINDS]
         pair_s = [sum(both) for both in zip(*halves, strict=True)]
         return msgspec.structs.replace(
             cost,
             pair_s=pair_s,
-            # llama.cpp attends in tiles to floats only.
-            wide_pair_s=pair_s[0] if loses_tiles else cost.wide_pair_s,
-            tile_pair_s=0.0 if loses_tiles else cost.tile_pair_s,
+            tiles=None,  # llama.cpp has them for f16 only
             cell_s=scale * cost.cell_s,
             deep_cell_s=scale * cost.deep_cell_s,
-            tile_cell_s=scale * cost.tile_cell_s,
         )
 
     def _half_pair_s(self, want: KVLayout, kind: str) -> list[float]:
-        """Of K or of V, by depth."""
+        """Of K or of V, by length."""
         source, have = min(
             self._fits,
             key=lambda each: (

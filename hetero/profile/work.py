@@ -1,15 +1,16 @@
 """What is in one step of an engine, as counts that its cost is linear in."""
 
+import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import msgspec
 
+from hetero.profile.knots import hat_weights
 from hetero.profile.quantities import NotNegative, OneOrMore
 
-# Where a context's parts begin, in cells: the longer what one head reads before the next one reads
-# its neighbours' bytes, the less of it is still in any cache.
-DEPTHS = (0, 1024, 2048, 4096, 8192, 16384)
+# Of contexts, in cells, for which it is known what a cell of them costs: the longer what one head
+# reads before the next one reads its neighbours' bytes, the less of it is still in any cache.
+LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 
 # llama.cpp multiplies repacked weights with so many rows at a time, the rest with one by one.
 PACK_ROWS = 4
@@ -17,12 +18,15 @@ PACK_ROWS = 4
 # llama.cpp attends in tiles of so many rows of a sequence where a step has as many, on f16 caches.
 TILE_ROWS = 64
 
+_LOG_LENGTHS = [math.log2(length) for length in LENGTHS]
+
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """rows     tokens computed, of all sequences
-    pairs    of a row and a cell that it attends to, by the cell's depth: in its sequence, but in a
-             unified cache in all that the batch attends to, since there each head reads all rows'
-             cells before the next head does
+    pairs    of a row and a cell that it attends to, by LENGTHS: those of a context in between count
+             for both neighbours, by its logarithm. A decode step in a unified cache has one:
+             all that its batch attends to, since there each head reads all rows' cells before the
+             next head does
     cells    that several rows attend to, so that they are read once for all of them; 0 in a decode
              step, where each sequence has one row
     masked   pairs of a row and a cell that is scanned but not attended to: other sequences' cells
@@ -36,8 +40,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     masked: NotNegative
 
     def __post_init__(self) -> None:
-        if len(self.pairs) != len(DEPTHS):
-            raise ValueError(f"pairs: need {len(DEPTHS)} numbers, have {len(self.pairs)}")
+        if len(self.pairs) != len(LENGTHS):
+            raise ValueError(f"pairs: need {len(LENGTHS)} numbers, have {len(self.pairs)}")
 
     @property
     def visible(self) -> float:
@@ -48,7 +52,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return self.rows % PACK_ROWS
 
     @property
-    def is_tiled(self) -> bool:
+    def fills_tile(self) -> bool:
         return self.cells > 0 and self.rows >= TILE_ROWS
 
     @property
@@ -60,10 +64,10 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 def chunk_work(num_tokens: int, cached_tokens: int, other_cells: int, unified: bool) -> Work:
     """A prompt's chunk: row i sees the cached ones and i + 1 of its own, and scans others' in a
     shared cache."""
-    above = [_pairs_beyond(depth, num_tokens, cached_tokens) for depth in DEPTHS]
+    row_cells = cached_tokens + (num_tokens + 1) / 2  # on average
     return Work(
         rows=num_tokens,
-        pairs=_parts(above),
+        pairs=_by_length([(num_tokens * row_cells, row_cells)]),
         cells=float(cached_tokens + num_tokens),
         masked=float(num_tokens * other_cells) if unified else 0.0,
     )
@@ -72,23 +76,22 @@ def chunk_work(num_tokens: int, cached_tokens: int, other_cells: int, unified: b
 def step_work(contexts: Sequence[int], other_cells: int, unified: bool) -> Work:
     """A token for each sequence: in streams every row scans as many cells as the longest of the
     batch has, in a unified cache all cells in use."""
-    parts = [sum(contexts)] if unified else contexts
-    above = [float(sum(max(0, cells - depth) for cells in parts)) for depth in DEPTHS]
-    scanned = above[0] + other_cells if unified else max(contexts)
+    visible = sum(contexts)
+    scanned = visible + other_cells if unified else max(contexts)
+    parts = [(visible, visible)] if unified else [(cells, cells) for cells in contexts]
     return Work(
         rows=len(contexts),
-        pairs=_parts(above),
+        pairs=_by_length(parts),
         cells=0.0,
-        masked=float(len(contexts) * scanned - above[0]),
+        masked=float(len(contexts) * scanned - visible),
     )
 
 
-def _pairs_beyond(depth: int, num_tokens: int, cached_tokens: int) -> float:
-    """Of a chunk, with cells deeper than `depth`: a sum of successive integers."""
-    last = cached_tokens + num_tokens - depth
-    first = max(1, cached_tokens + 1 - depth)
-    return (first + last) * (last - first + 1) / 2 if last >= first else 0.0
-
-
-def _parts(above: Sequence[float]) -> tuple[float, ...]:
-    return tuple(more - less for more, less in pairwise([*above, 0.0]))
+def _by_length(parts: Sequence[tuple[float, float]]) -> tuple[float, ...]:
+    """parts: pairs, and the context that they are of."""
+    totals = [0.0] * len(LENGTHS)
+    for pairs, cells in parts:
+        place = min(math.log2(max(1, cells)), _LOG_LENGTHS[-1])
+        for index, weight in enumerate(hat_weights(_LOG_LENGTHS, place)):
+            totals[index] += weight * pairs
+    return tuple(totals)

@@ -32,8 +32,8 @@ _MOST_REPEATS = 4
 # No point may take more of the survey than this: the largest steps of large models are left out.
 _MOST_OF_ALL = 0.05
 
-# A longer step averages over what disturbs it, so its corner is not measured a second time.
-_LONG_S = 0.5
+# A corner is measured a second time, in another cache, if it takes no more than this.
+_SHORT_OF_ALL = 0.01
 
 
 class EngineSurvey:
@@ -56,6 +56,7 @@ class EngineSurvey:
         self._random = np.random.default_rng(0)
         self._deadline = 0.0
         self._most_s = 0.0  # of a point
+        self._short_s = 0.0
         self.num_skipped = 0  # steps that would have taken too long
 
     def run(self, seconds: float, progress: Progress) -> None:
@@ -63,6 +64,7 @@ class EngineSurvey:
         started = time.monotonic()
         self._deadline = started + seconds
         self._most_s = _MOST_OF_ALL * seconds
+        self._short_s = _SHORT_OF_ALL * seconds
         # Corners at two times, then points drawn at random.
         for points_of in chain([self._corners, self._short_corners], repeat(self._tour)):
             unsettled = [cache for cache in self._caches if not self._is_settled(cache)]
@@ -98,7 +100,7 @@ class EngineSurvey:
     def _short_corners(self, role: Role, cache: Cache) -> Iterable[Point]:
         for point in self._corners(role, cache):
             expected_s = self.surveys[role].predict_s(cache, point)
-            if expected_s is not None and expected_s < _LONG_S:
+            if expected_s is not None and expected_s < self._short_s:
                 yield point
 
     def _slow_corners(self, role: Role, cache: Cache) -> Iterable[Point]:

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
+from hetero.profile.knots import hat_weights
 from hetero.profile.node_profile import FitError, Sample
-from hetero.profile.step_cost import StepCost, attention_counts, hat_weights
-from hetero.profile.work import DEPTHS
+from hetero.profile.step_cost import StepCost, TileCost, plain_counts, tile_counts
+from hetero.profile.work import LENGTHS, Work
 
 # A sample this many times further off than most counts for less.
 _OUTLIER = 3.0
@@ -30,16 +31,17 @@ _NUM_FOLDS = 10
 # No fit of few samples is believed to be better than this.
 _LEAST_SCATTER = 0.01
 
-# What a straight line through the knots weighs, as a share of a sample: the noise of a sample, 3%,
-# over how far a knot strays from its neighbours' line, 20%.
+# What a straight line weighs, through the knots of rows or of lengths, as a share of a sample: the
+# noise of a sample, 3%, over how far a knot strays from its neighbours' line, 20%.
 _STRAIGHT = 0.15
 
 # What holds rows of one cache to those of another: a tenth of the largest step's seconds more or
 # less weighs as much as an error of a fiftieth in one sample.
 _ALIKE = 0.2
 
-# Of each pair of types: all counts of attention but the last two, which are masked pairs.
-_NUM_SHARED = len(DEPTHS) + 5
+# Of each pair of types: all counts of attention but masked pairs.
+_NUM_PLAIN = len(LENGTHS) + 2
+_NUM_TILES = 3
 
 _Matrix = npt.NDArray[np.float64]
 
@@ -55,6 +57,10 @@ class Cache:
     @property
     def types(self) -> tuple[str, str]:
         return self.kv_k, self.kv_v
+
+    def in_tiles(self, work: Work) -> bool:
+        """llama.cpp has tiles for f16 only."""
+        return self.types == ("f16", "f16") and work.fills_tile
 
 
 Samples = Mapping[Cache, Sequence[Sample]]
@@ -86,14 +92,18 @@ def fit_costs(samples: Samples, knots: Sequence[int]) -> dict[Cache, StepCost]:
     lines, seconds = [], []
     for cache, of_cache in samples.items():
         for sample in of_cache:
-            lines.append(columns.line(cache, sample))
+            lines.append(columns.line(cache, sample.work))
             seconds.append(sample.seconds * sample.speed)
-    priors = [*columns.straightness(samples), *columns.likeness(samples)]
+    priors = [
+        *columns.straight_rows(samples),
+        *columns.straight_lengths(samples),
+        *columns.likeness(samples),
+    ]
     solution = _robust_nnls(np.array(lines), np.array(seconds), priors)
     tiled = {
         cache.types
         for cache, of_cache in samples.items()
-        if any(sample.work.is_tiled for sample in of_cache)
+        if any(cache.in_tiles(sample.work) for sample in of_cache)
     }
     return {
         cache: columns.cost(cache, solution, has_tiles=cache.types in tiled) for cache in samples
@@ -145,13 +155,13 @@ def _settled(knots: Sequence[int], samples: Samples) -> list[int]:
 class _Columns:
     """Which column of the system is which coefficient: what each knot adds to the one before it,
     and the rest rows; then, of each pair of types, its rows, and what its attention costs, each
-    depth in addition to the one above it; rows by cache mode; masked pairs, by cache. Nothing is
-    negative, so more rows never cost less, nor deeper cells."""
+    length in addition to the one before it; rows by cache mode; masked pairs, by cache. Nothing is
+    negative, so more rows never cost less, nor a longer context's cells."""
 
     def __init__(self, caches: Sequence[Cache], knots: Sequence[int]) -> None:
         self._knots = list(knots)
         types = list(dict.fromkeys(cache.types for cache in caches))
-        of_types = 1 + _NUM_SHARED
+        of_types = 1 + _NUM_PLAIN + _NUM_TILES
         self._rest = len(knots)
         self._types = {each: self._rest + 1 + of_types * i for i, each in enumerate(types)}
         modes = self._rest + 1 + of_types * len(types)
@@ -159,20 +169,21 @@ class _Columns:
         self._masked = {cache: modes + 2 + 2 * i for i, cache in enumerate(caches)}
         self._count = modes + 2 + 2 * len(caches)
 
-    def line(self, cache: Cache, sample: Sample) -> _Matrix:
-        """What each coefficient is multiplied by in a sample."""
+    def line(self, cache: Cache, work: Work) -> _Matrix:
+        """What each coefficient is multiplied by in a step."""
         line = np.zeros(self._count)
-        work = sample.work
-        *shared, masked, tile_masked = attention_counts(work)
         weights = hat_weights(self._knots, work.rows)
         line[: len(self._knots)] = np.cumsum(weights[::-1])[::-1]
         line[self._rest] = work.rest_rows
-        first = self._types[cache.types]
+        first, masked = self._types[cache.types], self._masked[cache]
         line[first] = line[self._modes[cache.unified]] = work.rows
-        by_depth, others = shared[: len(DEPTHS)], shared[len(DEPTHS) :]
-        beyond = np.cumsum(by_depth[::-1])[::-1]
-        line[first + 1 : first + 1 + _NUM_SHARED] = [*beyond, *others]
-        line[self._masked[cache] :][:2] = masked, tile_masked
+        if cache.in_tiles(work):
+            *shared, line[masked + 1] = tile_counts(work)
+            line[first + 1 + _NUM_PLAIN :][:_NUM_TILES] = shared
+        else:
+            *shared, line[masked] = plain_counts(work)
+            from_length = np.cumsum(shared[: len(LENGTHS)][::-1])[::-1]
+            line[first + 1 :][:_NUM_PLAIN] = [*from_length, *shared[len(LENGTHS) :]]
         return line
 
     def likeness(self, samples: Samples) -> Iterator[_Matrix]:
@@ -187,7 +198,7 @@ class _Columns:
             line[column] = _ALIKE * most_rows / seconds
             yield line
 
-    def straightness(self, samples: Samples) -> Iterator[_Matrix]:
+    def straight_rows(self, samples: Samples) -> Iterator[_Matrix]:
         """Lines whose product with the solution is how far a knot strays from its neighbours' line,
         as a share of its seconds; weighted."""
         for index in range(1, len(self._knots) - 1):
@@ -203,28 +214,53 @@ class _Columns:
             line[index : index + 2] = 1 - share, -share
             yield _STRAIGHT / at_knot_s * line
 
+    def straight_lengths(self, samples: Samples) -> Iterator[_Matrix]:
+        """The same of what a cell costs by length, as a share of the least that any step took for
+        one; as far as there are samples."""
+        for types, first in self._types.items():
+            of_types = [
+                sample
+                for cache, of_cache in samples.items()
+                if cache.types == types
+                for sample in of_cache
+                if sample.work.visible and not cache.in_tiles(sample.work)
+            ]
+            if not of_types:
+                continue
+            cell_s = min(sample.seconds * sample.speed / sample.work.visible for sample in of_types)
+            longest = max(
+                index
+                for sample in of_types
+                for index, pairs in enumerate(sample.work.pairs)
+                if pairs
+            )
+            for index in range(1, longest):
+                line = np.zeros(self._count)
+                line[first + 1 + index :][:2] = 0.5, -0.5
+                yield _STRAIGHT / cell_s * line
+
     def cost(self, cache: Cache, solution: _Matrix, *, has_tiles: bool) -> StepCost:
-        """What no sample tells is like what is nearest: a depth like the one above it, many rows
+        """What no sample tells is like what is nearest: a length like the one before it, many rows
         like few."""
         first = self._types[cache.types]
         row_s = float(solution[first] + solution[self._modes[cache.unified]])
         rows_s = np.cumsum(solution[: len(self._knots)]) + row_s * np.array(self._knots)
-        shared = solution[first + 1 : first + 1 + _NUM_SHARED]
-        pair_s = np.cumsum(shared[: len(DEPTHS)]).tolist()
-        wide_pair_s, tile_pair_s, cell_s, deep_cell_s, tile_cell_s = shared[len(DEPTHS) :].tolist()
+        plain = solution[first + 1 :][:_NUM_PLAIN]
+        visible_s, pair_s, tile_cell_s = solution[first + 1 + _NUM_PLAIN :][:_NUM_TILES].tolist()
+        cell_s, deep_cell_s = plain[len(LENGTHS) :].tolist()
         masked_s, tile_masked_s = solution[self._masked[cache] :][:2].tolist()
+        tiles = TileCost(
+            visible_s=visible_s, pair_s=pair_s, cell_s=tile_cell_s, masked_s=tile_masked_s
+        )
         return StepCost(
             rows=self._knots,
             rows_s=rows_s.tolist(),
             rest_s=float(solution[self._rest]),
-            pair_s=pair_s,
-            wide_pair_s=wide_pair_s if has_tiles else pair_s[0],
-            tile_pair_s=tile_pair_s,
+            pair_s=np.cumsum(plain[: len(LENGTHS)]).tolist(),
             cell_s=cell_s,
             deep_cell_s=deep_cell_s,
-            tile_cell_s=tile_cell_s if has_tiles else cell_s,
             masked_s=masked_s,
-            tile_masked_s=tile_masked_s if has_tiles else masked_s,
+            tiles=tiles if has_tiles else None,
         )
 
 

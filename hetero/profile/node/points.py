@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hetero.profile.node_profile import Role
-from hetero.profile.work import DEPTHS, TILE_ROWS, Work, chunk_work, step_work
+from hetero.profile.work import LENGTHS, TILE_ROWS, Work, chunk_work, step_work
 
 # A step appends a cell, and a context is never quite empty.
 _LEAST_CELLS = 16
@@ -63,8 +63,8 @@ class Domain:
 
 
 def corners(role: Role, domain: Domain) -> list[Point]:
-    """Every knot with next to no context, some of them with as much as there can be, and a few with
-    what the first depth holds."""
+    """Every knot with next to no context, some of them with as much as there can be, and a few in
+    between."""
     short = _LEAST_CELLS if role == "decode" else 0
     knots = domain.knots(role)
     near = [Point(role, rows, _cells(role, rows, short)) for rows in knots]
@@ -75,8 +75,8 @@ def corners(role: Role, domain: Domain) -> list[Point]:
 def few_corners(role: Role, domain: Domain, *, with_tiles: bool, with_others: bool) -> list[Point]:
     """Of a cache whose rows cost what another's do: what tells its attention, cheaply.
 
-    with_tiles: more than one tile of rows and the first depth, too, for types whose attention is
-    not known yet.
+    with_tiles: more than one tile of rows and contexts in between, too, for types whose attention
+    is not known yet.
     with_others: beside all cells that the other sequences of a unified cache may hold.
     """
     most = (2 if with_tiles else 1) * TILE_ROWS
@@ -103,16 +103,19 @@ def _far(role: Role, rows: int, domain: Domain) -> Point:
 
 
 def _middle(role: Role, domain: Domain) -> list[Point]:
-    """Without these nothing tells what cells of the first depth cost from what those beyond do, nor
-    whole tiles from begun ones."""
-    cells = DEPTHS[1] - TILE_ROWS
-    if cells >= domain.context_tokens // 2:
+    """With about as many cells as each length has that is clearly shorter than the longest context:
+    few and many rows at the first, an average at the others. Without begun tiles nothing would tell
+    them from whole ones."""
+    lengths = [length - TILE_ROWS for length in LENGTHS if length <= domain.context_tokens // 2]
+    if not lengths:
         return []
     knots = [rows for rows in domain.knots(role) if rows < TILE_ROWS]
     some = {knots[0], knots[len(knots) // 2], knots[-1]}
     if role == "prefill":
         some |= {rows for rows in _BEGUN_TILES if rows <= domain.chunk_tokens}
-    return [Point(role, rows, _cells(role, rows, cells)) for rows in sorted(some)]
+    points = [Point(role, rows, _cells(role, rows, lengths[0])) for rows in sorted(some)]
+    middle = knots[len(knots) // 2]
+    return points + [Point(role, middle, _cells(role, middle, cells)) for cells in lengths[1:]]
 
 
 def _is_cheap(role: Role, rows: int, knots: list[int]) -> bool:

@@ -88,8 +88,8 @@ def _draw_sample(
 ) -> None:
     shade = shades(_group(fit, sample))
     cost = fit.cost
-    each_s = cost.tile_masked_s if sample.work.is_tiled else cost.masked_s
-    beyond_s = (sample.work.masked - _line_masked(fit, sample)) * each_s
+    beyond = sample.work.masked - _line_masked(fit, sample)
+    beyond_s = beyond * cost.masked_pair_s(sample.work)
     height = _height(fit, sample.work.rows, sample.seconds * sample.speed - beyond_s)
     if not sample.drawn:
         axes.scatter(place, height, color=[shade], zorder=3, **PLACED)
