@@ -46,6 +46,10 @@ def node(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of the engine.  [default: the best]")
     ] = None,
+    gpu_layers: Annotated[
+        int,
+        typer.Option(min=0, help="With so many on a GPU llama.cpp's prefill is measured, too."),
+    ] = 0,
     soak: Annotated[
         str, typer.Option(metavar="TIME", help="Then one step on and on: 10m, 90s, 1h.")
     ] = "0s",
@@ -76,6 +80,7 @@ def node(
         chunk_tokens=chunk,
         kv_types=_kv_types(kv),
         threads=threads,
+        gpu_layers=gpu_layers,
         soak_s=_seconds(soak),
         disk_folder=folder if folder.is_dir() else Path(),
     )

@@ -5,6 +5,7 @@ The cache is unified, because only there can a chunk be exported.
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from hetero.errors import ConfigError, PlanError
@@ -43,28 +44,28 @@ class LlamaEngine:
         self.layout = layout
         self.chunk_tokens = chunk_tokens
         self.frame_bytes = frame_bytes
-        self._model = Model(path, gpu_layers=gpu_layers, load=load)
-        self.context = Context(
-            self._model,
-            ContextConfig(
-                num_sequences=2,
-                # Both sequences share one pool: half of it each makes one prompt's worth.
-                tokens_per_sequence=-(-context_tokens // 2),
-                unified=True,
-                k_ggml_type=kv_type(layout.k_type).ggml_id,
-                v_ggml_type=kv_type(layout.v_type).ggml_id,
-                num_threads=num_threads,
-                batch_tokens=chunk_tokens,
-            ),
+        config = ContextConfig(
+            num_sequences=2,
+            # Both sequences share one pool: half of it each makes one prompt's worth.
+            tokens_per_sequence=-(-context_tokens // 2),
+            unified=True,
+            k_ggml_type=kv_type(layout.k_type).ggml_id,
+            v_ggml_type=kv_type(layout.v_type).ggml_id,
+            num_threads=num_threads,
+            batch_tokens=chunk_tokens,
         )
+        # Weights that a GPU has no room for a context beside are given back.
+        with ExitStack() as opened:
+            self._model = opened.enter_context(Model(path, gpu_layers=gpu_layers, load=load))
+            self.context = opened.enter_context(Context(self._model, config))
+            probe_state_format(self._model, self.context, layout)
+            self._opened = opened.pop_all()
         self.max_prompt_tokens = context_tokens
         self.batch = Batch(chunk_tokens)
         self._run: PrefillRun | None = None
-        probe_state_format(self._model, self.context, layout)
 
     def close(self) -> None:
-        self.context.close()
-        self._model.close()
+        self._opened.close()
 
     def has_room(self, num_tokens: int) -> bool:
         """One prompt at a time: beside another's cells its attention would round differently."""

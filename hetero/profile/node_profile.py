@@ -108,7 +108,7 @@ class EngineFit(_Section, frozen=True, kw_only=True):
     role: Role
     engine: str  # "llama", "torch"
     attention: str
-    device: str  # "cpu", "cuda:0"
+    device: str  # "cpu", "cuda:0"; llama.cpp's "gpu", or "gpu, 20 of 33 layers"
     unified: bool  # cache mode: one pool of cells for all sequences, or a stream each
     kv_k: str
     kv_v: str
@@ -211,7 +211,7 @@ class Noise(_Section, frozen=True, kw_only=True):
     """How quiet the machine was.
 
     pilot_s: of fixed steps, undisturbed (a tenth of all runs is no slower): comparable over runs;
-    "memory" and "compute" on the CPU, a GPU's by its name.
+    "memory" and "compute" on the CPU, a GPU's by the `device` of its fit.
     speed: of single runs of the pilots, over undisturbed ones: 5th and 95th percentile.
     """
 

@@ -34,10 +34,13 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def roof(ceilings: Ceilings, device: str) -> Roof | None:
-    """A GPU's copies read and write, so their bytes stand for what it can read."""
+    """A GPU's copies read and write, so their bytes stand for what it can read. None where several
+    kinds of devices share the layers."""
     if device == "cpu" and ceilings.read_gb_s is not None:
         return _roof(device, ceilings.read_gb_s, ceilings.tflops)
-    index = device.partition(":")[2] or "0"
+    index = device.removeprefix("cuda:")
+    if device == "gpu" and len({gpu.name for gpu in ceilings.gpus}) == 1:
+        index = "0"
     if index.isdigit() and int(index) < len(ceilings.gpus):
         gpu = ceilings.gpus[int(index)]
         return _roof(device, gpu.copy_gb_s, gpu.tflops)

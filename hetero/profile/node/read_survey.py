@@ -26,8 +26,10 @@ _CORNER_REPEATS = 2
 class ReadSurvey:
     """What an engine's steps cost, of one prompt at a time."""
 
-    def __init__(self, engine: PrefillEngine, context_tokens: int) -> None:
-        self.cache = Cache(False, engine.layout.k_type, engine.layout.v_type)
+    def __init__(
+        self, engine: PrefillEngine, context_tokens: int, *, unified: bool = False
+    ) -> None:
+        self.cache = Cache(unified, engine.layout.k_type, engine.layout.v_type)
         self._engine = engine
         self._longest = min(context_tokens, engine.max_prompt_tokens)
         domain = Domain(1, self._longest, min(engine.chunk_tokens, self._longest))
@@ -73,7 +75,7 @@ class ReadSurvey:
         run_index = self._fly()
         for rows, cached, seconds in timed[0 if is_drawn else 1 :]:
             sample = Sample(
-                work=chunk_work(rows, cached, 0, unified=False),
+                work=chunk_work(rows, cached, 0, self.cache.unified),
                 seconds=seconds,
                 speed=self.pilot.speed(run_index),
                 repeats=1,
@@ -87,7 +89,7 @@ class ReadSurvey:
 
     def _fly(self) -> int:
         """The index of this run of the pilot."""
-        run = self._engine.start([0] * min(_PILOT_TOKENS, self._longest))
+        run = self._engine.start([0] * min(_PILOT_TOKENS, self._most_rows))
         try:
             self.pilot.seconds.append(_step_s(self._engine, run, run.num_unread))
         finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 from hetero.errors import HeteroError
 from hetero.kv.layout import KVLayout, model_layout
 from hetero.llama.model import Model
+from hetero.llama.offload import check_offload
 from hetero.messages import ModelFingerprint
 from hetero.model.spec import ModelSpec
 from hetero.profile.ceilings.measure import measure_ceilings
@@ -23,12 +24,12 @@ from hetero.profile.node.all_nodes import nodes_co_runs
 from hetero.profile.node.cores import engine_cpus
 from hetero.profile.node.engines import EngineOptions, Engines, KVTypes
 from hetero.profile.node.experts import measure_experts
+from hetero.profile.node.gpu_prefill import PrefillSizes, measure_gpu_prefill
 from hetero.profile.node.memory import check_memory
 from hetero.profile.node.noise import CPUWatch, judge
 from hetero.profile.node.place import FoundPlace, Job, find_place
 from hetero.profile.node.points import Domain
 from hetero.profile.node.settings import role_settings
-from hetero.profile.node.torch_fit import TorchFit, torch_device
 from hetero.profile.node_profile import (
     Ceilings,
     ExpertUnion,
@@ -42,7 +43,6 @@ from hetero.profile.provenance import provenance
 _CEILINGS_SHARE = 0.1
 _PLACE_SHARE = 0.06
 _THREADS_SHARE = 0.06
-_TORCH_SHARE = 0.2
 _AFTER_SURVEY_SHARE = 0.08
 _LEAST_SURVEY_SHARE = 0.2
 
@@ -57,7 +57,8 @@ Progress = Callable[[float], None]  # share of the whole that is done, the soak 
 class NodeOptions:
     """What to measure, as a node would be configured.
 
-    threads: None: what is found best.
+    threads: None: what is found best. gpu_layers: with so many on a GPU llama.cpp's prefill is
+    measured, too; 0: it is not.
     """
 
     budget_s: float
@@ -66,6 +67,7 @@ class NodeOptions:
     chunk_tokens: int
     kv_types: Sequence[KVTypes]
     threads: int | None
+    gpu_layers: int
     soak_s: float  # after everything else, and beside the budget; 0: not at all
     disk_folder: Path
 
@@ -98,6 +100,7 @@ def profile_node(
 ) -> NodeProfile:
     """Raises: HeteroError if the model can't be run here."""
     started = time.monotonic()
+    check_offload(options.gpu_layers)
     layouts = {types: model_layout(model.spec, *types) for types in options.kv_types}
     chunk_tokens = min(options.chunk_tokens, options.context_tokens)
     domain = Domain(options.slots, options.context_tokens, chunk_tokens)
@@ -120,7 +123,21 @@ def profile_node(
         # Before anything is allocated: memory lies where the thread that touches it first runs.
         os.sched_setaffinity(0, place.cpus)
     shape = model_shape(model.spec, model.fingerprint)
-    on_gpu = _measure_torch(model, facts, options, say)
+    on_gpus = measure_gpu_prefill(
+        PrefillSizes(
+            model=model.path,
+            layout=layouts[options.kv_types[0]],
+            context_tokens=options.context_tokens,
+            chunk_tokens=chunk_tokens,
+            # All: which number is best is found later, on the CPU.
+            threads=options.threads or len(place.cpus),
+            load=place.load,
+            gpu_layers=options.gpu_layers,
+        ),
+        facts,
+        options.budget_s,
+        say,
+    )
     say(f"loading {model.path.name}")
     with (
         Model(model.path, load=place.load) as loaded,
@@ -140,16 +157,15 @@ def profile_node(
         co_runs = engines.measure_co_runs(has_gpu=bool(facts.gpus)) + nodes_at_once
         throttled = throttled_between(throttles, throttle_counts())
         logs = {str(name): log for name, log in engines.pilots.logs.items()}
-        if on_gpu is not None:
-            logs[on_gpu.device] = on_gpu.pilot
+        logs |= {on_gpu.device: on_gpu.pilot for on_gpu in on_gpus}
         noise = judge(logs, others, throttled, facts.power)
         soak = None
         if options.soak_s:
             say(f"soaking for {options.soak_s:g} s")
             soak = engines.soak(options.soak_s, list(place.cpus), say)
         fits = engines.fits(noise, shape, ceilings)
-        if on_gpu is not None:
-            fits += on_gpu.fits(noise, engines.request_s, engines.threads["prefill"])
+        for on_gpu in on_gpus:
+            fits += on_gpu.fits(noise, engines.request_s)
         best = role_settings(found, engines.threads, engines.tried, fits, domain)
     progress(1.0)
     return NodeProfile(
@@ -217,26 +233,6 @@ def _survey(
     if num_skipped:
         say(f"left out {num_skipped} steps that are too long for {budget_s:.0f} s: extrapolated")
     tell(1.0)  # it may have been done early
-
-
-def _measure_torch(
-    model: ModelFile, facts: Facts, options: NodeOptions, say: Say
-) -> TorchFit | None:
-    """None where torch has no GPU, or its engine not this model: llama.cpp's prefill is measured
-    in any case."""
-    device = torch_device(facts)
-    if device is None:
-        return None
-    try:
-        found = TorchFit(model.path, options.kv_types[0], device, options.context_tokens)
-    except HeteroError as error:
-        say(f"torch prefill: not measured: {error}")
-        return None
-    say("surveying the torch engine's prefill")
-    ended_by = found.measure(_TORCH_SHARE * options.budget_s)
-    if ended_by is not None:
-        say(f"torch prefill: not measured further: {ended_by}")
-    return found
 
 
 def _measure_experts(
