@@ -8,7 +8,7 @@ knot, the others the ends.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import chain, repeat
+from itertools import count
 
 import numpy as np
 
@@ -21,19 +21,21 @@ from hetero.profile.node_profile import PILOT_OF, Role, Sample
 
 OpenRig = Callable[[Cache], AbstractContextManager[StepRig]]
 Progress = Callable[[float], None]  # share of the budget that is spent
-_PointsOf = Callable[[Role, Cache], Iterable[Point]]
 
 ROLES: tuple[Role, Role] = ("decode", "prefill")
 
 # Repeats of a point take about so long, but are no more than these.
-_POINT_S = 0.3
-_MOST_REPEATS = 4
+_POINT_S = 0.15
+_MOST_REPEATS = 3
 
 # No point may take more of the survey than this: the largest steps of large models are left out.
 _MOST_OF_ALL = 0.05
 
-# A corner is measured a second time, in another cache, if it takes no more than this.
+# A corner is measured more than once if it takes no more than this.
 _SHORT_OF_ALL = 0.01
+
+# Before points are drawn at random each corner is measured in so many caches.
+_CORNER_ROUNDS = 2
 
 
 class EngineSurvey:
@@ -65,8 +67,7 @@ class EngineSurvey:
         self._deadline = started + seconds
         self._most_s = _MOST_OF_ALL * seconds
         self._short_s = _SHORT_OF_ALL * seconds
-        # Corners at two times, then points drawn at random.
-        for points_of in chain([self._corners, self._short_corners], repeat(self._tour)):
+        for number in count():
             unsettled = [cache for cache in self._caches if not self._is_settled(cache)]
             if not unsettled or self._left_s() <= 0:
                 break
@@ -74,22 +75,21 @@ class EngineSurvey:
                 if self._left_s() <= 0:
                     break  # a cache takes a second to be made
                 with self._open_rig(cache) as rig:
-                    self._visit(rig, cache, points_of)
+                    self._visit(rig, cache, with_tour=number >= _CORNER_ROUNDS)
                 progress((time.monotonic() - started) / seconds)
         for role, survey in self.surveys.items():
             survey.set_speeds(self._pilots.logs[PILOT_OF[role]].speed)
 
-    def _visit(self, rig: StepRig, cache: Cache, points_of: _PointsOf) -> None:
+    def _visit(self, rig: StepRig, cache: Cache, *, with_tour: bool) -> None:
         for role in ROLES:
             if self.surveys[role].is_settled(cache):
                 continue
             self._pilots.run(PILOT_OF[role])  # the last one was a cache ago
-            is_drawn = points_of == self._tour
-            if is_drawn:
-                for point in self._slow_corners(role, cache):
-                    self._measure(rig, cache, point, is_drawn=False)
-            for point in points_of(role, cache):
-                self._measure(rig, cache, point, is_drawn=is_drawn)
+            for point in self._open_corners(role, cache):
+                self._measure(rig, cache, point, is_drawn=False)
+            if with_tour:
+                for point in tour(role, self._domain, cache.unified, self._random):
+                    self._measure(rig, cache, point, is_drawn=True)
 
     def _corners(self, role: Role, cache: Cache) -> Iterable[Point]:
         if cache == self._caches[0]:
@@ -97,20 +97,18 @@ class EngineSurvey:
         is_first = next(each for each in self._caches if each.types == cache.types) == cache
         return few_corners(role, self._domain, with_tiles=is_first, with_others=cache.unified)
 
-    def _short_corners(self, role: Role, cache: Cache) -> Iterable[Point]:
+    def _open_corners(self, role: Role, cache: Cache) -> Iterable[Point]:
+        """Those whose seconds are not certain yet: the next cache of the kind, which lies elsewhere
+        in memory, may be faster."""
+        survey = self.surveys[role]
         for point in self._corners(role, cache):
-            expected_s = self.surveys[role].predict_s(cache, point)
-            if expected_s is not None and expected_s < self._short_s:
+            work = point.work(cache.unified)
+            if not survey.is_measured(cache, work):
                 yield point
-
-    def _slow_corners(self, role: Role, cache: Cache) -> Iterable[Point]:
-        slow = self.surveys[role].slow_works(cache)
-        for point in self._short_corners(role, cache):
-            if point.work(cache.unified) in slow:
-                yield point
-
-    def _tour(self, role: Role, cache: Cache) -> Iterable[Point]:
-        return tour(role, self._domain, cache.unified, self._random)
+            elif not survey.is_certain(cache, work):
+                expected_s = survey.predict_s(cache, point)
+                if expected_s is not None and expected_s < self._short_s:
+                    yield point
 
     def _measure(self, rig: StepRig, cache: Cache, point: Point, *, is_drawn: bool) -> None:
         survey = self.surveys[point.role]

@@ -23,6 +23,9 @@ _P90_ERROR = 0.08
 # A step that took so much longer than predicted may have been disturbed.
 _SLOW = 0.04
 
+# Two measurements of a step that differ by less are the same.
+_SAME = 0.02
+
 # A prediction worse than this, of rows between two knots, says that the line bends there.
 _KNOT_ERROR = 0.1
 
@@ -85,10 +88,17 @@ class Survey:
     def is_slow(self, ratio: float) -> bool:
         return ratio < 1 - _SLOW
 
-    def slow_works(self, cache: Cache) -> set[Work]:
-        """What took longer than the fit says, at its fastest: disturbed each time, perhaps."""
-        found = self.samples.get(cache, [])
-        return {sample.work for sample in found if self.is_slow(ratio(self.cost(cache), sample))}
+    def is_certain(self, cache: Cache, work: Work) -> bool:
+        """Whether its least seconds were met twice: else a third time may be faster still."""
+        seconds = sorted(
+            timed.sample.seconds * timed.sample.speed
+            for timed in self._timed[cache]
+            if timed.sample.work == work
+        )
+        return len(seconds) > 1 and seconds[1] <= (1 + _SAME) * seconds[0]
+
+    def is_measured(self, cache: Cache, work: Work) -> bool:
+        return any(timed.sample.work == work for timed in self._timed[cache])
 
     def _bends_at(self, cache: Cache, sample: Sample) -> bool:
         """Whether the line of rows is to blame: they are most of the step, and no knot is near."""
