@@ -24,10 +24,10 @@ MAY_IMPORT = {
     "decode": {"llama", "model", "kv", "machine"},
     "transport": {"kv"},
     "routing": {"model", "kv.layout"},
-    "serve": {"llama", "model", "kv", "prefill", "decode", "transport", "routing"},
+    "serve": {"llama", "model", "kv", "machine", "prefill", "decode", "transport", "routing"},
     "launch": {"llama", "model", "kv", "prefill", "decode", "transport", "routing", "serve"},
 }
-MAY_IMPORT["launch"] |= {"profile.node_profile"}
+MAY_IMPORT["launch"] |= {"machine", "profile.node_profile"}
 MAY_IMPORT["profile"] = {"llama", "model", "kv", "prefill", "decode", "transport", "machine"}
 MAY_IMPORT["experiment"] = MAY_IMPORT["launch"] | {"launch", "profile"}
 MAY_IMPORT["__main__"] = {"cli"}

@@ -11,6 +11,7 @@ from pathlib import Path
 from hetero.errors import HeteroError
 from hetero.kv.layout import KVLayout, model_layout
 from hetero.llama.model import Model
+from hetero.machine.interleaving import interleave
 from hetero.messages import ModelFingerprint
 from hetero.model.spec import ModelSpec
 from hetero.profile.ceilings.measure import measure_ceilings
@@ -119,6 +120,7 @@ def profile_node(
     if place.node is not None:
         # Before anything is allocated: memory lies where the thread that touches it first runs.
         os.sched_setaffinity(0, place.cpus)
+    interleave(place.interleave)
     shape = model_shape(model.spec, model.fingerprint)
     on_gpu = _measure_torch(model, facts, options, say)
     say(f"loading {model.path.name}")
