@@ -70,6 +70,21 @@ print({line.split()[1] for line in open("/proc/self/numa_maps")} - {"local"})
 sys.exit(status)
 """
 
+# What other systems than Linux lack.
+PROFILED_ELSEWHERE = """
+import os, sys
+import psutil
+from hetero.cli import main
+from hetero.machine import interleaving
+
+del os.sched_getaffinity, os.sched_setaffinity, psutil.Process.cpu_affinity
+interleaving.sys = type("sys", (), {"platform": "darwin", "maxsize": sys.maxsize})
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+SIZES = ("--budget", "5", "--slots", "2", "--context", "128", "--chunk", "16", "--threads", "1")
+PROFILE_DEMO = ("profile", "node", "-m", "demo", *SIZES, "--kv", "q8_0", "-o")
+
 
 def python(code, *arguments):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -136,10 +151,7 @@ def test_a_trial_loads_into_the_memory_of_its_place(nodes, policy):
 @allowed
 def test_the_profiler_measures_as_it_found_best_and_says_so(tmp_path):
     path = tmp_path / "p.yaml"
-    sizes = ("--budget", "5", "--slots", "2", "--context", "128", "--chunk", "16", "--threads", "1")
-    run = python(
-        PROFILED_INTERLEAVED, "profile", "node", "-m", "demo", *sizes, "--kv", "q8_0", "-o", path
-    )
+    run = python(PROFILED_INTERLEAVED, *PROFILE_DEMO, path)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == "{'interleave:0'}"
     settings = read_node_profile(path).settings
@@ -147,6 +159,13 @@ def test_the_profiler_measures_as_it_found_best_and_says_so(tmp_path):
         "decode": [0],
         "prefill": [0],
     }
+
+
+def test_a_system_that_places_nothing_is_profiled(tmp_path):
+    run = python(PROFILED_ELSEWHERE, *PROFILE_DEMO, tmp_path / "p.yaml")
+    assert run.returncode == 0, run.stderr
+    settings = read_node_profile(tmp_path / "p.yaml").settings
+    assert {(found.numa_node, *found.interleave) for found in settings.values()} == {(None,)}
 
 
 def two_sockets(tmp_path):
