@@ -16,18 +16,19 @@ MAY_IMPORT = {
     "errors": set(),
     "tickets": set(),
     "messages": LIGHT | {"tickets"},
+    "machine": set(),
     "llama": set(),
     "model": {"llama"},
     "kv": {"llama"},
     "prefill": {"llama", "model", "kv"},
-    "decode": {"llama", "model", "kv"},
+    "decode": {"llama", "model", "kv", "machine"},
     "transport": {"kv"},
     "routing": {"model", "kv.layout"},
-    "serve": {"llama", "model", "kv", "prefill", "decode", "transport", "routing"},
+    "serve": {"llama", "model", "kv", "machine", "prefill", "decode", "transport", "routing"},
     "launch": {"llama", "model", "kv", "prefill", "decode", "transport", "routing", "serve"},
 }
-MAY_IMPORT["launch"] |= {"profile.node_profile"}
-MAY_IMPORT["profile"] = {"llama", "model", "kv", "prefill", "decode", "transport"}
+MAY_IMPORT["launch"] |= {"machine", "profile.node_profile"}
+MAY_IMPORT["profile"] = {"llama", "model", "kv", "prefill", "decode", "transport", "machine"}
 MAY_IMPORT["experiment"] = MAY_IMPORT["launch"] | {"launch", "profile"}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["cli"] = MAY_IMPORT["experiment"] | {"experiment"}

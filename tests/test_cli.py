@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -87,7 +86,7 @@ def test_missing_model_is_bad_usage():
 
 
 def test_what_memory_can_not_hold_is_refused(monkeypatch):
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=5 * 2**20))
+    monkeypatch.setattr("hetero.decode.memory.free_memory_bytes", lambda root: 5 * 2**20)
     _, spec = options.open_model("demo")
     plan = {
         "kv_k": "f16",

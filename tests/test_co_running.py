@@ -185,8 +185,7 @@ def test_nodes_at_once_are_measured_where_two_have_cpus(path, layout):
     ],
 )
 def test_copies_that_do_not_fit_are_not_tried(path, layout, monkeypatch, node_gib, all_gib, reason):
-    plenty = psutil.virtual_memory()._replace(available=2**40)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: plenty)
+    monkeypatch.setattr("hetero.profile.node.all_nodes.free_memory_bytes", lambda: 2**40)
     said = []
     facts = two_nodes(node_gib * 2**30, all_gib * 2**30)
     cpus = dict(enumerate(cpu_groups()))

@@ -41,17 +41,18 @@ def plan(tmp_path, **changes):
 
 
 def test_a_node_alone_gets_what_was_found_best(tmp_path):
-    config = _tuned(DecodeConfig(**NODE), "decode", plan(tmp_path, num_prefill=0), [0])
+    config = _tuned(DecodeConfig(**NODE), "decode", plan(tmp_path, num_prefill=0), [0], [0, 1])
     assert (config.cpus, config.load, config.unified) == ((0,), "mmap", True)
+    assert config.interleave == (0, 1)
     assert config.chunk_tokens == 96
     assert config.threads == 3  # threads are shared out before
 
 
 def test_what_the_plan_says_comes_first(tmp_path):
     one = plan(tmp_path, num_prefill=0, chunk_tokens=32)
-    assert _tuned(DecodeConfig(**NODE, chunk_tokens=32), "decode", one, []).chunk_tokens == 32
+    assert _tuned(DecodeConfig(**NODE, chunk_tokens=32), "decode", one, [], []).chunk_tokens == 32
     bare = plan(tmp_path, settings={})
-    assert _tuned(DecodeConfig(**NODE), "decode", bare, []) == DecodeConfig(**NODE)
+    assert _tuned(DecodeConfig(**NODE), "decode", bare, [], []) == DecodeConfig(**NODE)
 
 
 def launched(monkeypatch, tmp_path, whole, num_cores=8):

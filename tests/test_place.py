@@ -1,4 +1,7 @@
-"""Where engines run best is tried: on one NUMA node and on all, weights read and mapped."""
+"""Where engines run best is tried: on one NUMA node and on all, weights read and mapped.
+
+Interleaved memory: test_interleaving.py.
+"""
 
 import math
 import os
@@ -10,6 +13,7 @@ from node_profiles import node_profile
 from hetero.cli.model import model_path
 from hetero.errors import EngineError
 from hetero.kv.layout import model_layout
+from hetero.machine.interleaving import can_interleave
 from hetero.model.gguf_file import GGUFFile
 from hetero.model.spec import gguf_to_spec
 from hetero.profile.node import place as place_module
@@ -43,6 +47,7 @@ def pretend(monkeypatch):
             return found[words]
 
         monkeypatch.setattr(place_module, "_tried", tried)
+        monkeypatch.setattr(place_module, "can_interleave", lambda: True)
 
     return answer
 
@@ -52,11 +57,13 @@ def test_one_node_and_all_are_tried_in_processes_of_their_own():
     said = []
     found = find_place(TWO_NODES, [0, 1], job(), 60.0, said.append)
     kept = "node 0, 1 threads" if found.place.node == 0 else "all nodes, 2 threads"
+    spread = {"all nodes, interleaved, 2 threads, read"} if can_interleave() else set()
     for role in ("decode", "prefill"):
         assert found.tried[role].keys() == {
             "node 0, 1 threads, read",
             "all nodes, 2 threads, read",
             f"{kept}, mmap",
+            *spread,
         }
         assert all(seconds > 0 for seconds in found.tried[role].values())
     assert len(said) >= 3  # what seems faster is tried once more
@@ -73,6 +80,7 @@ def test_all_nodes_are_taken_where_they_are_clearly_faster(pretend, all_nodes, n
         {
             "node 0, 2 threads, read": (1.0, 1.0),
             "all nodes, 3 threads, read": all_nodes,
+            "all nodes, interleaved, 3 threads, read": (9.0, 9.0),
             "node 0, 2 threads, mmap": (1.0, 1.0),
             "all nodes, 3 threads, mmap": (1.0, 1.0),
         }
@@ -97,7 +105,8 @@ def test_what_was_faster_but_once_is_not_taken(monkeypatch):
 
 
 def test_a_node_too_small_for_the_model_is_not_tried(pretend):
-    pretend({"all nodes, 2 threads, read": (1.0, 1.0), "all nodes, 2 threads, mmap": (1.0, 1.0)})
+    ways = ("2 threads, read", "interleaved, 2 threads, read", "2 threads, mmap")
+    pretend({f"all nodes, {way}": (1.0, 1.0) for way in ways})
     found = find_place({0: [0], 1: [1]}, [], job(), 60.0, print)
     assert (found.place.node, found.place.cpus) == (None, (0, 1))
 
@@ -116,7 +125,7 @@ def test_without_time_nothing_is_tried():
     said = []
     found = find_place(TWO_NODES, [0, 1], job(threads=1), 0.0, said.append)
     assert found == FoundPlace(Place(tuple(CPUS[:1]), 0, "read"), {})
-    assert "kept by rule" in said[0]
+    assert "kept by rule" in said[-1]
     assert set(psutil.Process().children()) <= before
 
 

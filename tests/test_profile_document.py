@@ -344,6 +344,7 @@ SENSELESS = [
     ("co_runs.0.slowdown", 0.0),
     ("settings.decode.threads", 0),
     ("settings.decode.load", "magic"),
+    ("settings.decode.interleave", [-1]),
     ("noise.others_cpu_share", -0.1),
     ("noise.speed", [0.9]),
     ("soak.seconds", INF),

@@ -25,12 +25,12 @@ from hetero.kv.types import kv_type
 from hetero.llama.context import Context, ContextConfig
 from hetero.llama.library import captured_log
 from hetero.llama.model import Model
+from hetero.machine.free_memory import free_memory_bytes
 from hetero.model.gguf_file import GGUFFile
 from hetero.model.spec import gguf_to_spec
 from hetero.prefill.llama_engine import LlamaEngine
 from hetero.profile.document import document, read_profile
 from hetero.profile.facts.collect import collect_facts
-from hetero.profile.facts.free_memory import free_memory_bytes
 from hetero.profile.facts.report import Power
 from hetero.profile.node.cores import engine_cpus
 from hetero.profile.node.memory import check_memory, compute_bytes

@@ -223,6 +223,18 @@ def test_what_may_be_used_of_a_machine_is_said():
     assert "GPU 0: RTX 3090, 24 GiB, compute capability 8.6, PCIe 4 x8" in lines
 
 
+@pytest.mark.parametrize(
+    ("node", "interleave", "shown"),
+    [(None, [], "any"), (1, [], "1"), (None, [0, 1], "0, 1 in turn")],
+)
+def test_the_nodes_that_memory_lies_on_are_shown(node, interleave, shown):
+    found = replace(PROFILE.settings["decode"], numa_node=node, interleave=interleave)
+    profile = replace(PROFILE, settings={"decode": found})
+    [table] = [table for table in tables(profile) if table.title == "settings found best"]
+    [row] = table.rows
+    assert row[table.heads.index("NUMA node")] == shown
+
+
 def test_a_noisy_machine_is_said_to_be_so():
     noise = replace(
         PROFILE.noise,

@@ -21,8 +21,8 @@ def found_settings(
     """Of the profile at `path`; without one of this host's and model's profile, if it is there and
     fits. What is used, or why it is not, is said.
 
-    Raises: ConfigError for a named profile that is unreadable, of another model, or of CPUs that
-    are not to be had here.
+    Raises: ConfigError for a named profile that is unreadable, of another model, or of CPUs or
+    interleaved memory that are not to be had here.
     """
     from hetero.model.fingerprint import fingerprint_model
     from hetero.profile.document import profile_name, read_node_profile, require_model
@@ -36,6 +36,7 @@ def found_settings(
         if not any_model:
             require_model(profile, fingerprint_model(model), path)
         _require_cpus(profile.settings, path)
+        _require_interleaving(profile.settings, path)
     except ConfigError as error:
         if named:
             raise
@@ -73,6 +74,17 @@ def _require_cpus(settings: "Mapping[Role, RoleSettings]", path: Path) -> None:
                 f"{path}: {role}: need {need}, which it found best, have {len(usable)} CPUs that "
                 "this process may use; measure again with `hetero profile node`"
             )
+
+
+def _require_interleaving(settings: "Mapping[Role, RoleSettings]", path: Path) -> None:
+    """Raises: ConfigError if memory was found best interleaved, and this process can't have it."""
+    from hetero.machine.interleaving import can_interleave
+
+    if any(found.interleave for found in settings.values()) and not can_interleave():
+        raise ConfigError(
+            f"{path}: need the right to interleave memory, which it found best, have none; give a "
+            "container SYS_NICE, or measure again with `hetero profile node`"
+        )
 
 
 def _doubts(profile: "NodeProfile") -> list[str]:

@@ -168,10 +168,11 @@ class LocalCluster:
         named += [(name, "decode") for name in decode]
         found = plan.settings.get(named[0][1]) if num_nodes == 1 else None
         cpus: list[list[int]] = [[] for _ in named]
+        interleave: list[int] = []
         if plan.threads is not None:
             threads = [plan.threads] * num_nodes
         elif found is not None:
-            threads, cpus = [found.threads], [found.cpus]
+            threads, cpus, interleave = [found.threads], [found.cpus], found.interleave
             num_cores = found.threads  # measured so, router and all
         elif plan.numa and num_nodes > 1:
             cpus = share_cpus(plan.numa, num_nodes)
@@ -185,7 +186,8 @@ class LocalCluster:
         shares_cores = sum(threads) > num_cores
         for (name, role), num_threads, ours in zip(named, threads, cpus, strict=True):
             make = _prefill_config if role == "prefill" else _decode_config
-            config = _tuned(make(plan, name, control, keys, num_threads), role, plan, ours)
+            config = make(plan, name, control, keys, num_threads)
+            config = _tuned(config, role, plan, ours, interleave)
             self._launch(name, config, num_threads=num_threads, shares_cores=shares_cores)
 
     def _launch(
@@ -303,13 +305,19 @@ def _decode_config(
 
 
 def _tuned(
-    config: PrefillConfig | DecodeConfig, role: Role, plan: LocalPlan, cpus: Sequence[int]
+    config: PrefillConfig | DecodeConfig,
+    role: Role,
+    plan: LocalPlan,
+    cpus: Sequence[int],
+    interleave: Sequence[int],
 ) -> PrefillConfig | DecodeConfig:
     """As the profile found best for a node of this role; what is said in the plan comes first."""
     found = plan.settings.get(role)
     if found is None:
         return config
-    config = msgspec.structs.replace(config, load=found.load, cpus=tuple(cpus))
+    config = msgspec.structs.replace(
+        config, load=found.load, cpus=tuple(cpus), interleave=tuple(interleave)
+    )
     if isinstance(config, DecodeConfig):
         return msgspec.structs.replace(
             config,

@@ -201,6 +201,7 @@ class RoleSettings(_Section, frozen=True, kw_only=True):
     threads: OneOrMore
     cpus: list[Count]  # those to run on; empty: as the system likes
     numa_node: Count | None
+    interleave: list[Count] = []  # NUMA nodes that memory lies on in turn; empty: as it is touched
     load: LoadMode
     unified: bool
     chunk_tokens: OneOrMore

@@ -240,7 +240,7 @@ def _settings_table(settings: dict[Role, RoleSettings]) -> Table:
             role,
             str(found.threads),
             f"{len(found.cpus)} CPUs" if found.cpus else "any",
-            "any" if found.numa_node is None else str(found.numa_node),
+            _numa_text(found),
             found.load,
             "unified" if found.unified else "streams",
             str(found.chunk_tokens),
@@ -250,6 +250,12 @@ def _settings_table(settings: dict[Role, RoleSettings]) -> Table:
     ]
     heads = ["", "threads", "run on", "NUMA node", "load", "cache", "chunk", "tried"]
     return Table("settings found best", heads, rows)
+
+
+def _numa_text(found: RoleSettings) -> str:
+    if found.interleave:
+        return ", ".join(map(str, found.interleave)) + " in turn"
+    return "any" if found.numa_node is None else str(found.numa_node)
 
 
 def _soak_table(soak: Soak) -> Table:

@@ -25,7 +25,7 @@ def provenance() -> dict[str, Any]:
             "cpu": _cpu_model(),
             "cores": psutil.cpu_count(logical=False),
             "logical_cores": psutil.cpu_count(),
-            "usable_cores": len(psutil.Process().cpu_affinity() or []),
+            "usable_cores": _num_usable_cores(),
             "memory_bytes": psutil.virtual_memory().total,
             "load_average": os.getloadavg()[0],
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -35,6 +35,12 @@ def provenance() -> dict[str, Any]:
             for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         },
     }
+
+
+def _num_usable_cores() -> int | None:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return psutil.cpu_count()
 
 
 def _commit() -> str | None:

@@ -15,6 +15,7 @@ DEFAULT_CHUNK_TOKENS = 512
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 CPU = Annotated[int, msgspec.Meta(ge=0)]
+NumaNode = Annotated[int, msgspec.Meta(ge=0, le=1023)]  # more than any kernel is built for
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Connections = Annotated[int, msgspec.Meta(ge=1, le=MAX_CONNECTIONS)]
 Address = Annotated[str, msgspec.Meta(pattern=r"^tcp://[^/]+:(\d+|\*)$")]
@@ -37,6 +38,7 @@ class _EngineConfig(_NodeConfig, frozen=True, kw_only=True):
 
     threads: Positive = 1
     cpus: tuple[CPU, ...] = ()  # to run on; empty: as the system likes
+    interleave: tuple[NumaNode, ...] = ()  # that memory lies on in turn; empty: as it is touched
     load: LoadMode = "read"  # llama.cpp: how weights come into memory
 
 

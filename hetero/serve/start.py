@@ -25,6 +25,7 @@ from hetero.decode.memory import check_memory
 from hetero.errors import ConfigError
 from hetero.kv.layout import model_layout
 from hetero.llama.model import Model
+from hetero.machine.interleaving import interleave
 from hetero.messages import Fingerprint, NodeInfo
 from hetero.model.fingerprint import fingerprint_model
 from hetero.model.gguf_file import GGUFFile
@@ -128,6 +129,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def run_prefill(config: PrefillConfig, announce: Announce) -> None:
     run_on(config.cpus)
+    interleave(config.interleave)
     router = _contact(config)
     spec = gguf_to_spec(GGUFFile.open(config.model))
     layout = model_layout(spec, config.kv_k, config.kv_v)
@@ -179,6 +181,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
 
 def run_decode(config: DecodeConfig, announce: Announce) -> None:
     run_on(config.cpus)
+    interleave(config.interleave)
     router = _contact(config)
     spec = gguf_to_spec(GGUFFile.open(config.model))
     layout = model_layout(spec, config.kv_k, config.kv_v)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from hetero.machine.files import matching, read_text
 from hetero.profile.facts.cpu import read_cache
-from hetero.profile.facts.files import matching, read_text
 
 _SYSTEM = Path("/sys/devices/system/cpu")
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from statistics import median
 
 from hetero.errors import ConfigError, HeteroError
+from hetero.machine.free_memory import free_memory_bytes
 from hetero.profile.ceilings.bandwidth import Arrays
 from hetero.profile.ceilings.caches import last_level_bytes
 from hetero.profile.ceilings.disk import disk_ceilings
 from hetero.profile.ceilings.flops import Product, TorchProducts, torch_rates
 from hetero.profile.ceilings.gpu import gpu_ceilings
 from hetero.profile.ceilings.workers import Workers
-from hetero.profile.facts.free_memory import free_memory_bytes
 from hetero.profile.node_profile import Ceilings, CoreBandwidth, DiskCeilings, GPUCeilings
 
 Say = Callable[[str], None]

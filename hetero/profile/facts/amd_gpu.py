@@ -3,7 +3,7 @@ architecture."""
 
 from pathlib import Path
 
-from hetero.profile.facts.files import (
+from hetero.machine.files import (
     count,
     link_name,
     matching,

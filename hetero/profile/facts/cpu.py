@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from hetero.profile.facts.files import (
+from hetero.machine.files import (
     colon_fields,
     count,
     matching,

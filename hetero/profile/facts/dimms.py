@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from hetero.profile.facts.files import colon_fields, to_int
+from hetero.machine.files import colon_fields, to_int
 
 _UNITS = {"kB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 # What firmware writes where it has nothing to say; "RAM" is a virtual machine's.

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hetero.profile.facts.files import (
+from hetero.machine.files import (
     count,
     is_there,
     matching,

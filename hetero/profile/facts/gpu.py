@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hetero.machine.files import matching, read_text
 from hetero.profile.facts.amd_gpu import amd_gpus
-from hetero.profile.facts.files import matching, read_text
 from hetero.profile.facts.nvidia_gpu import nvidia_gpus
 from hetero.profile.facts.report import GPU
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hetero.profile.facts.files import colon_fields, is_there, read_text
+from hetero.machine.files import colon_fields, is_there, read_text
 from hetero.profile.facts.probes import Basics
 
 # Found in the firmware's maker or product name; the first hit counts.

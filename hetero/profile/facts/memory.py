@@ -5,10 +5,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from hetero.machine.files import colon_fields, read_text, to_int
 from hetero.profile.facts.channels import count_channels
 from hetero.profile.facts.cpu import cpu_model
 from hetero.profile.facts.dimms import Module, modules_of
-from hetero.profile.facts.files import colon_fields, read_text, to_int
 from hetero.profile.facts.probes import Basics, Probes
 from hetero.profile.facts.report import Memory
 

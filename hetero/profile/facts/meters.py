@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hetero.profile.facts.files import colon_fields, count, matching, read_text, to_int
+from hetero.machine.files import colon_fields, count, matching, read_text, to_int
 from hetero.profile.facts.rapl import package_domains
 
 _THIS_MACHINE = Path("/")

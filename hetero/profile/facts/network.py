@@ -4,7 +4,7 @@ none."""
 import re
 from pathlib import Path
 
-from hetero.profile.facts.files import (
+from hetero.machine.files import (
     count,
     is_there,
     link_name,

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from hetero.profile.facts.cgroup import cgroup_limits
+from hetero.machine.cgroup import cgroup_limits
+from hetero.machine.files import colon_fields, matching, read_text, to_cpus, to_int
 from hetero.profile.facts.cpu import online_cpus
-from hetero.profile.facts.files import colon_fields, matching, read_text, to_cpus, to_int
 from hetero.profile.facts.memory import memory_bytes
 from hetero.profile.facts.probes import Basics
 from hetero.profile.facts.report import NumaNode, Usable

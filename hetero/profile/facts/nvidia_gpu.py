@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hetero.profile.facts.files import numa_node_of
+from hetero.machine.files import numa_node_of
 from hetero.profile.facts.report import GPU
 
 

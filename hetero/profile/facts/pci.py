@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from hetero.profile.facts.files import count, read_text, upwards
+from hetero.machine.files import count, read_text, upwards
 
 # Where Debian and Fedora keep the list.
 _ID_LISTS = ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids")

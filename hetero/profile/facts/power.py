@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hetero.profile.facts.files import count, matching, read_int, read_text, why_unreadable
+from hetero.machine.files import count, matching, read_int, read_text, why_unreadable
 from hetero.profile.facts.probes import Basics
 from hetero.profile.facts.rapl import package_domains
 from hetero.profile.facts.report import Power

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hetero.profile.facts.files import count, matching, read_text
+from hetero.machine.files import count, matching, read_text
 
 
 def package_domains(root: Path) -> list[Path]:

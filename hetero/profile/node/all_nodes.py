@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-import psutil
-
 from hetero.errors import HeteroError, PlanError
 from hetero.kv.layout import KVLayout
 from hetero.llama.model import Model
+from hetero.machine.free_memory import free_memory_bytes
 from hetero.profile.ceilings.workers import Workers
 from hetero.profile.facts.report import Facts
 from hetero.profile.node.rig import StepRig
@@ -107,7 +106,7 @@ def _require_room(
 ) -> None:
     """Raises: PlanError"""
     need_bytes = weight_bytes + _NUM_ROWS * _CELLS * layout.token_bytes + _PROCESS_BYTES
-    have_bytes = min(psutil.virtual_memory().available, facts.usable.memory_bytes)
+    have_bytes = min(free_memory_bytes(), facts.usable.memory_bytes)
     if len(cpus) * need_bytes > have_bytes:
         raise PlanError(
             f"need {len(cpus)} times {need_bytes / 2**30:.1f} GiB of memory, "

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hetero.profile.facts.files import read_text, to_cpus
+from hetero.machine.files import read_text, to_cpus
 from hetero.profile.facts.report import Facts
 
 _THIS_MACHINE = Path("/")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from hetero.errors import PlanError
 from hetero.kv.layout import KVLayout
+from hetero.machine.free_memory import free_memory_bytes
 from hetero.model.spec import ModelSpec
-from hetero.profile.facts.free_memory import free_memory_bytes
 from hetero.profile.node.points import Domain
 
 _THIS_MACHINE = Path("/")

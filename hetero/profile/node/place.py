@@ -1,6 +1,7 @@
 """Where engines run best, and how weights come into memory: found by trying, a process each.
 
-Memory lies where the thread that touched it first ran, so each way is tried from loading on.
+Memory lies where the thread that touched it first ran, or on all nodes in turn if that was asked
+for before, so each way is tried from loading on.
 """
 
 import math
@@ -14,6 +15,7 @@ from hetero.errors import EngineError, HeteroError
 from hetero.kv.layout import KVLayout
 from hetero.llama.load_mode import LoadMode
 from hetero.llama.model import Model
+from hetero.machine.interleaving import can_interleave, interleave
 from hetero.profile.ceilings.worker import Call, Prepare
 from hetero.profile.ceilings.workers import Worker
 from hetero.profile.node.engines import EngineOptions, Engines, KVTypes
@@ -32,11 +34,13 @@ Seconds = Mapping[Role, float]  # of a step
 
 @dataclass(frozen=True)
 class Place:
-    """node: None: all NUMA nodes."""
+    """node: None: all NUMA nodes. interleave: those that pages lie on in turn; none: where they are
+    touched first."""
 
     cpus: tuple[int, ...]
     node: int | None
     load: LoadMode
+    interleave: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +72,26 @@ def find_place(
     seconds: float,
     say: Say,
 ) -> FoundPlace:
-    """The NUMA node with most CPUs of those in `roomy`, which hold the model, or all of them;
-    weights read or mapped. The first of each where there is no time to try, or trying fails: that
-    is said.
+    """The NUMA node with most CPUs of those in `roomy`, which hold the model, or all of them, their
+    memory as threads touch it or interleaved; weights read or mapped. The first of each where there
+    is no time to try, or trying fails: that is said.
 
     numa: node -> CPUs that engines may use.
     """
     deadline = time.monotonic() + seconds
     everywhere = Place(tuple(cpu for cpus in numa.values() for cpu in cpus), None, "read")
-    best = everywhere
-    others: list[Callable[[Place], Place]] = [lambda place: replace(place, load="mmap")]
+    best, others = everywhere, list[Callable[[Place], Place]]()
     candidates = [node for node in numa if node in roomy] if len(numa) > 1 else []
     if candidates:
         node = max(candidates, key=lambda each: len(numa[each]))
         best = Place(tuple(numa[node]), node, "read")
-        others.insert(0, lambda place: everywhere)
+        others.append(lambda place: everywhere)
+    if len(numa) > 1 and can_interleave():
+        others.append(lambda place: replace(everywhere, interleave=tuple(numa)))
+    elif len(numa) > 1:
+        say("interleaved memory: not tried: need the right to choose where memory lies, have none")
+    # A mapped file's pages lie where they were first read to, by whomever.
+    others.append(lambda place: replace(place, load="mmap", interleave=()))
     tried: dict[str, Seconds] = {}
     try:
         best_s = _tried(best, job, deadline, len(numa), tried, say)
@@ -112,7 +121,7 @@ def _tried(
     """
     with closing(Worker(place.cpus)) as worker:
         worker.reply(_left_s(deadline))  # it runs where it should
-        worker.send(Prepare(Trial, (job, job.threads_at(place), place.load)))
+        worker.send(Prepare(Trial, (job, place)))
         worker.reply(_left_s(deadline))
         worker.send(Call(step_seconds, ()))
         taken: Seconds = worker.reply(_left_s(deadline))
@@ -132,7 +141,8 @@ def _left_s(deadline: float) -> float:
 
 def _words(place: Place, job: Job, num_nodes: int) -> str:
     where = [] if num_nodes == 1 else ["all nodes" if place.node is None else f"node {place.node}"]
-    return ", ".join([*where, f"{job.threads_at(place)} threads", place.load])
+    spread = ["interleaved"] if place.interleave else []
+    return ", ".join([*where, *spread, f"{job.threads_at(place)} threads", place.load])
 
 
 def _is_clearly_faster(other: Seconds, best: Seconds) -> bool:
@@ -144,14 +154,16 @@ def _is_clearly_faster(other: Seconds, best: Seconds) -> bool:
 class Trial:
     """In the worker's process: the engine on its CPUs."""
 
-    def __init__(self, job: Job, threads: int, load: LoadMode) -> None:
+    def __init__(self, job: Job, place: Place) -> None:
+        interleave(place.interleave)  # before anything is loaded
+        threads = job.threads_at(place)
         domain = Domain(
             min(job.domain.max_sequences, _SEQUENCES),
             min(job.domain.context_tokens, _CONTEXT_TOKENS),
             min(job.domain.chunk_tokens, _CHUNK_TOKENS),
         )
         self.engines = Engines(
-            Model(job.model, load=load),
+            Model(job.model, load=place.load),
             {job.types: job.layout},
             EngineOptions(domain=domain, num_cores=threads, threads=threads),
         )

@@ -12,6 +12,7 @@ from hetero.errors import HeteroError
 from hetero.kv.layout import KVLayout, model_layout
 from hetero.llama.model import Model
 from hetero.llama.offload import check_offload
+from hetero.machine.interleaving import interleave
 from hetero.messages import ModelFingerprint
 from hetero.model.spec import ModelSpec
 from hetero.profile.ceilings.measure import measure_ceilings
@@ -122,6 +123,7 @@ def profile_node(
     if place.node is not None:
         # Before anything is allocated: memory lies where the thread that touches it first runs.
         os.sched_setaffinity(0, place.cpus)
+    interleave(place.interleave)
     shape = model_shape(model.spec, model.fingerprint)
     on_gpus = measure_gpu_prefill(
         PrefillSizes(

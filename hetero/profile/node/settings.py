@@ -28,6 +28,7 @@ def role_settings(
             # All nodes are as the system likes.
             cpus=list(place.cpus) if place.node is not None else [],
             numa_node=place.node,
+            interleave=list(place.interleave),
             load=place.load,
             unified=role == "prefill" or decodes_better_unified(fits, domain),
             chunk_tokens=domain.chunk_tokens,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import psutil
 
-from hetero.profile.facts.cgroup import cgroup_free_bytes
-from hetero.profile.facts.files import colon_fields, read_text, to_int
+from hetero.machine.cgroup import cgroup_free_bytes
+from hetero.machine.files import colon_fields, read_text, to_int
 
 _THIS_MACHINE = Path("/")
 

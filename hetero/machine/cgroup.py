@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hetero.profile.facts.files import count, read_int, read_text, to_int
+from hetero.machine.files import count, read_int, read_text, to_int
 
 
 @dataclass(frozen=True, kw_only=True)
