@@ -60,8 +60,10 @@ def surveyed(machine, role="prefill", caches=(STREAMS, POOL), num_tours=6):
     survey = Survey(role, caches, DOMAIN.knots(role))
     random = np.random.default_rng(0)
     for cache in caches:
-        points = few_corners(role, DOMAIN, with_tiles=True, with_others=cache.unified)
-        for point in corners(role, DOMAIN) if cache == caches[0] else points:
+        points = few_corners(
+            role, DOMAIN, in_tiles=True, with_middle=True, with_others=cache.unified
+        )
+        for point in corners(role, DOMAIN, in_tiles=True) if cache == caches[0] else points:
             survey.add(cache, machine.sample(cache, point, drawn=False))
     for _ in range(num_tours):
         for cache in caches:
@@ -91,22 +93,23 @@ def test_a_machine_that_slows_down_half_way_is_the_same_machine():
 def test_what_slows_a_third_of_the_samples_hardly_moves_the_fit():
     """As on a machine shared with others: a disturbance only ever adds."""
     survey = surveyed(Machine(noise=0.01))
-    random = np.random.default_rng(5)
-    samples = {
-        cache: [
-            replace(each, seconds=each.seconds * (1.4 if random.random() < 0.33 else 1))
-            for each in of_cache
-        ]
-        for cache, of_cache in survey.samples.items()
-    }
-    costs = fit_costs(samples, survey.knots)
-    for cache in (STREAMS, POOL):
-        for work in (
-            chunk_work(100, 500, 0, cache.unified),
-            chunk_work(20, 1500, 0, cache.unified),
-        ):
-            true_s = TRUE[cache].seconds(work)
-            assert costs[cache].seconds(work) == pytest.approx(true_s, rel=0.08)  # 13% on average
+    off = []
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        samples = {
+            cache: [
+                replace(each, seconds=each.seconds * (1.4 if random.random() < 0.33 else 1))
+                for each in of_cache
+            ]
+            for cache, of_cache in survey.samples.items()
+        }
+        costs = fit_costs(samples, survey.knots)
+        for cache in (STREAMS, POOL):
+            for rows, cells in ((100, 500), (20, 1500), (64, 0), (400, 0)):
+                work = chunk_work(rows, cells, 0, cache.unified)
+                off.append(costs[cache].seconds(work) / TRUE[cache].seconds(work) - 1)
+    assert abs(np.median(off)) < 0.02  # 13% on average
+    assert np.quantile(np.abs(off), 0.9) < 0.12
 
 
 def test_rows_of_any_cache_may_be_the_dearest():
@@ -115,7 +118,7 @@ def test_rows_of_any_cache_may_be_the_dearest():
         STREAMS: replace(TRUE[STREAMS], rows_s=[0.021, 1.412]),
         POOL: replace(TRUE[POOL], rows_s=[0.02, 0.9]),
     }
-    points = [point for point in corners("prefill", DOMAIN) if not point.cells[-1]]
+    points = [point for point in corners("prefill", DOMAIN, in_tiles=True) if not point.cells[-1]]
     samples = {
         cache: [
             Sample(work=work, seconds=cost.seconds(work), speed=1, repeats=1)
@@ -253,20 +256,23 @@ def test_points_of_a_tour_fit_the_cache_and_only_shrink(role, unified):
 
 def test_corners_cover_every_knot_and_the_longest_context():
     for role in ("decode", "prefill"):
-        points = corners(role, DOMAIN)
+        points = corners(role, DOMAIN, in_tiles=True)
         begun_tiles = {"decode": set(), "prefill": {96, 160}}[role]
         assert {point.rows for point in points} == set(DOMAIN.knots(role)) | begun_tiles
-        appended = {"decode": 1, "prefill": DOMAIN.chunk_tokens}[role]
+        appended = {"decode": 1, "prefill": 128}[role]
         assert any(max(point.cells) == DOMAIN.context_tokens - appended for point in points)
-        works = [point.work(unified=False) for point in points if max(point.cells) > 500]
-        assert any(not any(work.pairs[1:]) for work in works)  # the first depth by itself
+        longest = {
+            max(index for index, pairs in enumerate(work.pairs) if pairs)
+            for work in (point.work(unified=False) for point in points)
+        }
+        assert longest == {0, 1}  # of 1024 cells, and of 2048
 
 
 @pytest.mark.parametrize("domain", [Domain(1, 64, 1), Domain(2, 64, 64), Domain(256, 131072, 512)])
 def test_any_node_has_points_to_measure(domain):
     for role in ("decode", "prefill"):
-        few = few_corners(role, domain, with_tiles=True, with_others=True)
-        for point in [*corners(role, domain), *few]:
+        few = few_corners(role, domain, in_tiles=True, with_middle=True, with_others=True)
+        for point in [*corners(role, domain, in_tiles=True), *few]:
             assert len(point.cells) <= domain.max_sequences
             assert point.rows <= domain.most_rows(role)
             assert all(cells >= 0 for cells in point.cells)

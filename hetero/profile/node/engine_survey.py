@@ -8,7 +8,7 @@ knot, the others the ends.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import count
+from itertools import chain, repeat
 
 import numpy as np
 
@@ -28,14 +28,15 @@ ROLES: tuple[Role, Role] = ("decode", "prefill")
 _POINT_S = 0.15
 _MOST_REPEATS = 3
 
-# No point may take more of the survey than this: the largest steps of large models are left out.
+# No corner may take more of the survey than this, no point drawn at random half of it: the largest
+# steps of large models are left out.
 _MOST_OF_ALL = 0.05
 
 # A corner is measured more than once if it takes no more than this.
-_SHORT_OF_ALL = 0.01
+_SHORT_OF_ALL = 0.015
 
-# Before points are drawn at random each corner is measured in so many caches.
-_CORNER_ROUNDS = 2
+# Of a cache's part of what time is left: measuring corners again.
+_AGAIN_SHARE = 0.5
 
 
 class EngineSurvey:
@@ -57,7 +58,7 @@ class EngineSurvey:
         self._threads = threads
         self._random = np.random.default_rng(0)
         self._deadline = 0.0
-        self._most_s = 0.0  # of a point
+        self._most_s = 0.0  # of a corner
         self._short_s = 0.0
         self.num_skipped = 0  # steps that would have taken too long
 
@@ -67,7 +68,7 @@ class EngineSurvey:
         self._deadline = started + seconds
         self._most_s = _MOST_OF_ALL * seconds
         self._short_s = _SHORT_OF_ALL * seconds
-        for number in count():
+        for is_first in chain([True], repeat(False)):
             unsettled = [cache for cache in self._caches if not self._is_settled(cache)]
             if not unsettled or self._left_s() <= 0:
                 break
@@ -75,40 +76,58 @@ class EngineSurvey:
                 if self._left_s() <= 0:
                     break  # a cache takes a second to be made
                 with self._open_rig(cache) as rig:
-                    self._visit(rig, cache, with_tour=number >= _CORNER_ROUNDS)
+                    if is_first:
+                        self._measure_corners(rig, cache)
+                    else:
+                        self._visit(rig, cache, self._left_s() / len(unsettled) / len(ROLES))
                 progress((time.monotonic() - started) / seconds)
         for role, survey in self.surveys.items():
             survey.set_speeds(self._pilots.logs[PILOT_OF[role]].speed)
 
-    def _visit(self, rig: StepRig, cache: Cache, *, with_tour: bool) -> None:
+    def _measure_corners(self, rig: StepRig, cache: Cache) -> None:
+        for role in ROLES:
+            self._pilots.run(PILOT_OF[role])  # the last one was a cache ago
+            for point in self._corners(role, cache):
+                self._measure(rig, cache, point, is_drawn=False)
+
+    def _visit(self, rig: StepRig, cache: Cache, seconds: float) -> None:
+        """Corners again, and points drawn at random. seconds: for each role."""
         for role in ROLES:
             if self.surveys[role].is_settled(cache):
                 continue
-            self._pilots.run(PILOT_OF[role])  # the last one was a cache ago
+            self._pilots.run(PILOT_OF[role])
+            until = time.monotonic() + _AGAIN_SHARE * seconds
             for point in self._open_corners(role, cache):
+                if time.monotonic() > until:
+                    break
                 self._measure(rig, cache, point, is_drawn=False)
-            if with_tour:
-                for point in tour(role, self._domain, cache.unified, self._random):
-                    self._measure(rig, cache, point, is_drawn=True)
+            for point in tour(role, self._domain, cache.unified, self._random):
+                self._measure(rig, cache, point, is_drawn=True)
 
     def _corners(self, role: Role, cache: Cache) -> Iterable[Point]:
+        in_tiles = cache.has_tiles
         if cache == self._caches[0]:
-            return corners(role, self._domain)
+            return corners(role, self._domain, in_tiles=in_tiles)
         is_first = next(each for each in self._caches if each.types == cache.types) == cache
-        return few_corners(role, self._domain, with_tiles=is_first, with_others=cache.unified)
+        return few_corners(
+            role,
+            self._domain,
+            in_tiles=in_tiles,
+            with_middle=is_first,
+            with_others=cache.unified,
+        )
 
-    def _open_corners(self, role: Role, cache: Cache) -> Iterable[Point]:
+    def _open_corners(self, role: Role, cache: Cache) -> list[Point]:
         """Those whose seconds are not certain yet: the next cache of the kind, which lies elsewhere
-        in memory, may be faster."""
+        in memory, may be faster. Those measured least come first, then the shortest."""
         survey = self.surveys[role]
+        found = []
         for point in self._corners(role, cache):
-            work = point.work(cache.unified)
-            if not survey.is_measured(cache, work):
-                yield point
-            elif not survey.is_certain(cache, work):
-                expected_s = survey.predict_s(cache, point)
-                if expected_s is not None and expected_s < self._short_s:
-                    yield point
+            num_times, is_certain = survey.times(cache, point.work(cache.unified))
+            expected_s = survey.predict_s(cache, point)
+            if not is_certain and expected_s is not None and expected_s < self._short_s:
+                found.append((num_times, expected_s, point))
+        return [point for _, _, point in sorted(found, key=lambda each: each[:2])]
 
     def _measure(self, rig: StepRig, cache: Cache, point: Point, *, is_drawn: bool) -> None:
         survey = self.surveys[point.role]
@@ -116,7 +135,8 @@ class EngineSurvey:
         if left_s <= 0:
             return
         expected_s = survey.predict_s(cache, point)
-        if expected_s is not None and expected_s > min(self._most_s, left_s):
+        most_s = self._most_s / 2 if is_drawn else self._most_s
+        if expected_s is not None and expected_s > min(most_s, left_s):
             self.num_skipped += 1
             return
         seconds = self._time(rig, point)

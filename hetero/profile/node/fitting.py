@@ -35,8 +35,8 @@ _LEAST_SCATTER = 0.01
 # noise of a sample, 3%, over how far a knot strays from its neighbours' line, 20%.
 _STRAIGHT = 0.15
 
-# What holds rows of one cache to those of another: a tenth of the largest step's seconds more or
-# less weighs as much as an error of a fiftieth in one sample.
+# What holds rows of one cache to those of another: a tenth of the seconds that most rows take
+# weighs as much as an error of a fiftieth in one sample.
 _ALIKE = 0.2
 
 # Of each pair of types: all counts of attention but masked pairs.
@@ -58,9 +58,13 @@ class Cache:
     def types(self) -> tuple[str, str]:
         return self.kv_k, self.kv_v
 
+    @property
+    def has_tiles(self) -> bool:
+        """llama.cpp has them for f16 only."""
+        return self.types == ("f16", "f16")
+
     def in_tiles(self, work: Work) -> bool:
-        """llama.cpp has tiles for f16 only."""
-        return self.types == ("f16", "f16") and work.fills_tile
+        return self.has_tiles and work.fills_tile
 
 
 Samples = Mapping[Cache, Sequence[Sample]]
@@ -188,14 +192,14 @@ class _Columns:
 
     def likeness(self, samples: Samples) -> Iterator[_Matrix]:
         """Lines that draw each column of rows to zero: the knots have rows already."""
-        most_rows, seconds = max(
-            (sample.work.rows, sample.seconds)
+        most_rows, less_s = max(
+            (sample.work.rows, -sample.seconds)
             for of_cache in samples.values()
             for sample in of_cache
         )
         for column in (*self._types.values(), *self._modes.values()):
             line = np.zeros(self._count)
-            line[column] = _ALIKE * most_rows / seconds
+            line[column] = _ALIKE * most_rows / -less_s
             yield line
 
     def straight_rows(self, samples: Samples) -> Iterator[_Matrix]:

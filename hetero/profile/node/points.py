@@ -62,38 +62,50 @@ class Domain:
         return sorted({*powers, self.chunk_tokens})
 
 
-def corners(role: Role, domain: Domain) -> list[Point]:
+def corners(role: Role, domain: Domain, *, in_tiles: bool) -> list[Point]:
     """Every knot with next to no context, some of them with as much as there can be, and a few in
-    between."""
+    between.
+
+    in_tiles: whether large chunks of this cache's types are attended to in tiles.
+    """
     short = _LEAST_CELLS if role == "decode" else 0
-    knots = domain.knots(role)
-    near = [Point(role, rows, _cells(role, rows, short)) for rows in knots]
-    far = [_far(role, rows, domain) for rows in knots if _is_cheap(role, rows, knots)]
-    return near + far + _middle(role, domain)
+    near = [Point(role, rows, _cells(role, rows, short)) for rows in domain.knots(role)]
+    far = [_far(role, rows, domain) for rows in _few_rows(role, domain, in_tiles)]
+    return near + far + _middle(role, domain, in_tiles)
 
 
-def few_corners(role: Role, domain: Domain, *, with_tiles: bool, with_others: bool) -> list[Point]:
+def few_corners(
+    role: Role, domain: Domain, *, in_tiles: bool, with_middle: bool, with_others: bool
+) -> list[Point]:
     """Of a cache whose rows cost what another's do: what tells its attention, cheaply.
 
-    with_tiles: more than one tile of rows and contexts in between, too, for types whose attention
-    is not known yet.
+    with_middle: contexts in between, too, for types whose attention is not known yet.
     with_others: beside all cells that the other sequences of a unified cache may hold.
     """
-    most = (2 if with_tiles else 1) * TILE_ROWS
-    knots = [rows for rows in domain.knots(role) if rows <= most]
+    knots = _few_rows(role, domain, in_tiles)
     short = _LEAST_CELLS if role == "decode" else 0
-    some = sorted({knots[0], knots[len(knots) // 2], min(TILE_ROWS, knots[-1]), knots[-1]})
-    points = [Point(role, rows, _cells(role, rows, short)) for rows in some]
-    points += [_far(role, rows, domain) for rows in some]
-    if with_tiles:
-        points += _middle(role, domain)
+    some = {knots[0], knots[len(knots) // 2], knots[-1]}
+    if role == "prefill" and in_tiles:
+        some.add(min(TILE_ROWS, knots[-1]))
+    points = [Point(role, rows, _cells(role, rows, short)) for rows in sorted(some)]
+    points += [_far(role, rows, domain) for rows in sorted(some)]
+    if with_middle:
+        points += _middle(role, domain, in_tiles)
     if with_others and domain.max_sequences > 1:
         others = (domain.context_tokens - 1,) * (domain.max_sequences - 1)
         if role == "prefill":
-            points += [Point(role, rows, (*others, short)) for rows in some]
+            points += [Point(role, rows, (*others, short)) for rows in sorted(some)]
         else:
-            points.append(Point(role, some[0], (short, *others)))
+            points.append(Point(role, knots[0], (short, *others)))
     return points
+
+
+def _few_rows(role: Role, domain: Domain, in_tiles: bool) -> list[int]:
+    """Long contexts with large chunks take longest of all: two tiles are enough, or less than one
+    where there are none."""
+    knots = domain.knots(role)
+    most = 2 * TILE_ROWS if in_tiles else TILE_ROWS // 2
+    return knots if role == "decode" else [rows for rows in knots if rows <= most]
 
 
 def _far(role: Role, rows: int, domain: Domain) -> Point:
@@ -102,7 +114,7 @@ def _far(role: Role, rows: int, domain: Domain) -> Point:
     return Point(role, rows, _cells(role, rows, domain.context_tokens - appended))
 
 
-def _middle(role: Role, domain: Domain) -> list[Point]:
+def _middle(role: Role, domain: Domain, in_tiles: bool) -> list[Point]:
     """With about as many cells as each length has that is clearly shorter than the longest context:
     few and many rows at the first, an average at the others. Without begun tiles nothing would tell
     them from whole ones."""
@@ -110,17 +122,12 @@ def _middle(role: Role, domain: Domain) -> list[Point]:
     if not lengths:
         return []
     knots = [rows for rows in domain.knots(role) if rows < TILE_ROWS]
-    some = {knots[0], knots[len(knots) // 2], knots[-1]}
-    if role == "prefill":
+    middle = knots[len(knots) // 2]
+    some = {knots[0], middle, knots[-1]}
+    if role == "prefill" and in_tiles:
         some |= {rows for rows in _BEGUN_TILES if rows <= domain.chunk_tokens}
     points = [Point(role, rows, _cells(role, rows, lengths[0])) for rows in sorted(some)]
-    middle = knots[len(knots) // 2]
     return points + [Point(role, middle, _cells(role, middle, cells)) for cells in lengths[1:]]
-
-
-def _is_cheap(role: Role, rows: int, knots: list[int]) -> bool:
-    """Long contexts with large chunks take longest of all: one of them is enough."""
-    return role == "decode" or rows <= TILE_ROWS or rows == knots[-1]
 
 
 def tour(role: Role, domain: Domain, unified: bool, random: np.random.Generator) -> Iterator[Point]:

@@ -88,17 +88,15 @@ class Survey:
     def is_slow(self, ratio: float) -> bool:
         return ratio < 1 - _SLOW
 
-    def is_certain(self, cache: Cache, work: Work) -> bool:
-        """Whether its least seconds were met twice: else a third time may be faster still."""
+    def times(self, cache: Cache, work: Work) -> tuple[int, bool]:
+        """How often it was measured, and whether its least seconds were met twice: if not, a next
+        time may be faster still."""
         seconds = sorted(
             timed.sample.seconds * timed.sample.speed
             for timed in self._timed[cache]
             if timed.sample.work == work
         )
-        return len(seconds) > 1 and seconds[1] <= (1 + _SAME) * seconds[0]
-
-    def is_measured(self, cache: Cache, work: Work) -> bool:
-        return any(timed.sample.work == work for timed in self._timed[cache])
+        return len(seconds), len(seconds) > 1 and seconds[1] <= (1 + _SAME) * seconds[0]
 
     def _bends_at(self, cache: Cache, sample: Sample) -> bool:
         """Whether the line of rows is to blame: they are most of the step, and no knot is near."""
