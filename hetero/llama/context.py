@@ -29,6 +29,7 @@ class ContextConfig:
 
     unified: one cell pool for all sequences (needed to export or restore token ranges), instead
     of a stream of cells each, in which attention never scans another sequence's cells.
+    num_scratch: sequences more, that share the others' cells in a pool.
     """
 
     num_sequences: int
@@ -38,6 +39,7 @@ class ContextConfig:
     v_ggml_type: int
     num_threads: int
     batch_tokens: int = 512
+    num_scratch: int = 0
 
     @property
     def num_streams(self) -> int:
@@ -64,9 +66,9 @@ class Context(Owned):
             n_ctx=config.num_sequences * _padded(config.tokens_per_sequence),
             n_batch=config.batch_tokens,
             n_ubatch=config.batch_tokens,
-            n_seq_max=config.num_sequences,
+            n_seq_max=config.num_sequences + config.num_scratch,
             # One row per sequence is sampled at most; the default reserves one per token.
-            n_outputs_max=config.num_sequences,
+            n_outputs_max=config.num_sequences + config.num_scratch,
             n_threads=config.num_threads,
             n_threads_batch=config.num_threads,
             flash_attn_type=FLASH_ATTENTION_ON,

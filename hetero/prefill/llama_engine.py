@@ -45,9 +45,9 @@ class LlamaEngine:
         self.chunk_tokens = chunk_tokens
         self.frame_bytes = frame_bytes
         config = ContextConfig(
-            num_sequences=2,
-            # Both sequences share one pool: half of it each makes one prompt's worth.
-            tokens_per_sequence=-(-context_tokens // 2),
+            num_sequences=1,
+            tokens_per_sequence=context_tokens,
+            num_scratch=1,
             unified=True,
             k_ggml_type=kv_type(layout.k_type).ggml_id,
             v_ggml_type=kv_type(layout.v_type).ggml_id,

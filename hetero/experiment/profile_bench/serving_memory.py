@@ -25,6 +25,8 @@ def serving_peak_bytes(settings: Settings, path: Path) -> int:
 def _fill(path: Path, settings: Settings, unified: bool) -> int:
     import resource
 
+    import hetero.serve.start  # noqa: F401  (a node has its sockets' and servers' code, too)
+
     layout = layout_of(path, _KV_TYPE)
     length = settings.context_tokens - _ROOM_TOKENS
     with DrivenEngine(

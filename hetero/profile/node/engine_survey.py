@@ -25,8 +25,8 @@ Progress = Callable[[float], None]  # share of the budget that is spent
 ROLES: tuple[Role, Role] = ("decode", "prefill")
 
 # Repeats of a point take about so long, but are no more than these.
-_POINT_S = 0.15
-_MOST_REPEATS = 3
+_POINT_S = 0.06
+_MOST_REPEATS = 2
 
 # No corner may take more of the survey than this, no point drawn at random half of it: the largest
 # steps of large models are left out.

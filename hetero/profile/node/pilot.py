@@ -62,7 +62,7 @@ class Pilots(Owned):
         self._rig = StepRig(
             model,
             layout,
-            num_sequences=2,
+            num_sequences=1,
             context_tokens=256,
             unified=False,
             num_threads=max(threads.values()),

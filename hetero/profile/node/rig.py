@@ -49,18 +49,17 @@ class StepRig(Owned):
     ) -> None:
         """states: of the same model and layout, where they are made already."""
         self.layout = layout
-        # One more sequence of a unified cache exports chunks; it shares the others' cells.
-        all_sequences = num_sequences + unified
         self.context = Context(
             model,
             ContextConfig(
-                num_sequences=all_sequences,
-                tokens_per_sequence=-(-num_sequences * context_tokens // all_sequences),
+                num_sequences=num_sequences,
+                tokens_per_sequence=context_tokens,
                 unified=unified,
                 k_ggml_type=kv_type(layout.k_type).ggml_id,
                 v_ggml_type=kv_type(layout.v_type).ggml_id,
                 num_threads=num_threads,
                 batch_tokens=max(chunk_tokens, num_sequences),
+                num_scratch=int(unified),  # exports chunks
             ),
         )
         self.unified = unified
@@ -80,10 +79,8 @@ class StepRig(Owned):
         for sampler in self._samplers:
             sampler.close()
         self.context.close()
-        # A survey opens many; what glibc keeps of each would add up to more than a node takes.
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        # A survey opens many: what glibc keeps of each would add up.
+        _give_back_free_memory()
 
     def set_threads(self, num_threads: int) -> None:
         self.context.set_threads(num_threads)
@@ -141,13 +138,16 @@ class StepRig(Owned):
         self.context.decode(self._batch)
         self.context.logits(1)[0, 0]  # waits for a GPU
         if self.unified:
-            positions = range(first, first + num_tokens)
-            chunk = export_chunk(self.context, self.layout, sequence, self.num_sequences, positions)
-            for _ in chunk.frames(_FRAME_BYTES):
-                pass
+            self._export(sequence, range(first, first + num_tokens))
         seconds = time.perf_counter() - started
         self.context.remove_sequence(sequence, first, -1)
+        _give_back_free_memory()  # an exported chunk's, before the next context is restored
         return seconds
+
+    def _export(self, sequence: int, positions: range) -> None:
+        chunk = export_chunk(self.context, self.layout, sequence, self.num_sequences, positions)
+        for _ in chunk.frames(_FRAME_BYTES):
+            pass
 
     def _hold_in_pool(self, need: Sequence[int]) -> None:
         changed = [i for i, have in enumerate(self._cells) if have != need[i]]
@@ -181,3 +181,10 @@ class StepRig(Owned):
 
     def _text(self, num_tokens: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
         return self._random.integers(_FIRST_TEXT_TOKEN, self._num_tokens, num_tokens)
+
+
+def _give_back_free_memory() -> None:
+    """So that a profiler takes no more than the node that it stands for."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)

@@ -89,14 +89,14 @@ class Survey:
         return ratio < 1 - _SLOW
 
     def times(self, cache: Cache, work: Work) -> tuple[int, bool]:
-        """How often it was measured, and whether its least seconds were met twice: if not, a next
-        time may be faster still."""
+        """How often it was measured, and whether its least seconds were met twice in three times or
+        more: if not, a next time may be faster still."""
         seconds = sorted(
             timed.sample.seconds * timed.sample.speed
             for timed in self._timed[cache]
             if timed.sample.work == work
         )
-        return len(seconds), len(seconds) > 1 and seconds[1] <= (1 + _SAME) * seconds[0]
+        return len(seconds), len(seconds) > 2 and seconds[1] <= (1 + _SAME) * seconds[0]
 
     def _bends_at(self, cache: Cache, sample: Sample) -> bool:
         """Whether the line of rows is to blame: they are most of the step, and no knot is near."""
