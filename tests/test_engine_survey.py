@@ -1,0 +1,166 @@
+"""Surveys of an engine whose true costs are known, by a clock that only its steps move."""
+
+from contextlib import contextmanager
+from itertools import cycle
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from hetero.profile.node import engine_survey
+from hetero.profile.node.engine_survey import ROLES, EngineSurvey
+from hetero.profile.node.fitting import Cache
+from hetero.profile.node.pilot import PILOTS
+from hetero.profile.node.points import Domain, tour
+from hetero.profile.step_cost import StepCost, TileCost
+from hetero.profile.work import chunk_work, step_work
+
+DOMAIN = Domain(max_sequences=8, context_tokens=2048, chunk_tokens=512)
+CACHES = [
+    Cache(False, "q8_0", "q8_0"),
+    Cache(False, "f16", "f16"),
+    Cache(True, "q8_0", "q8_0"),
+    Cache(True, "f16", "f16"),
+]
+PLAIN = StepCost(
+    rows=[1, 512],
+    rows_s=[0.01, 0.4],
+    rest_s=0.0,
+    pair_s=[2e-6, 3e-6, 4e-6, 4e-6, 4e-6, 4e-6],
+    cell_s=5e-6,
+    deep_cell_s=3e-6,
+    masked_s=1e-7,
+    tiles=None,
+)
+TILES = TileCost(visible_s=1e-6, pair_s=2e-7, cell_s=1e-5, masked_s=5e-8)
+OPENING_S = 0.3
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+class Machine:
+    """places: how much longer attention takes in one cache after the other, of those opened."""
+
+    def __init__(self, clock, places=(1.0,), scale=1.0):
+        self.clock = clock
+        self.places = cycle(places)
+        self.scale = scale
+        self.longest_s = 0.0
+
+    def cost(self, cache):
+        return replace(PLAIN, tiles=TILES) if cache.types == ("f16", "f16") else PLAIN
+
+    def true_s(self, cache, work):
+        return self.scale * self.cost(cache).seconds(work)
+
+    @contextmanager
+    def open_rig(self, cache):
+        self.clock.now += OPENING_S
+        yield Rig(self, cache, next(self.places))
+
+
+class Rig:
+    def __init__(self, machine, cache, place):
+        self._machine, self._cache, self._place = machine, cache, place
+
+    def set_threads(self, num_threads):
+        pass
+
+    def hold(self, cells):
+        self._cells = [*cells, *[0] * (DOMAIN.max_sequences - len(cells))]
+
+    def time_step(self, rows):
+        others = sum(self._cells[rows:])
+        return self._take(step_work(self._cells[:rows], others, self._cache.unified))
+
+    def time_chunk(self, rows, sequence):
+        others = sum(self._cells) - self._cells[sequence]
+        return self._take(chunk_work(rows, self._cells[sequence], others, self._cache.unified))
+
+    def _take(self, work):
+        machine = self._machine
+        rows_s = machine.scale * machine.cost(self._cache).rows_seconds(work)
+        seconds = rows_s + self._place * (machine.true_s(self._cache, work) - rows_s)
+        machine.clock.now += seconds
+        machine.longest_s = max(machine.longest_s, seconds)
+        return seconds
+
+
+class SteadyPilots:
+    """A machine that is always as fast."""
+
+    def __init__(self, clock):
+        self._clock = clock
+        self.logs = dict.fromkeys(PILOTS, self)
+
+    def run(self, name):
+        self._clock.now += 0.01
+        return 0
+
+    def speed(self, run):
+        return 1.0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(engine_survey, "time", clock)
+    return clock
+
+
+def surveyed(machine, seconds):
+    pilots = SteadyPilots(machine.clock)
+    survey = EngineSurvey(machine.open_rig, CACHES, DOMAIN, pilots, dict.fromkeys(ROLES, 1))
+    survey.run(seconds, lambda share: None)
+    return survey
+
+
+def off(machine, survey):
+    """Predicted over true, less one, of points that no survey has seen."""
+    random = np.random.default_rng(11)
+    found = []
+    for role in ROLES:
+        for cache, cost in survey.surveys[role].fits().costs.items():
+            for _ in range(4):
+                works = [
+                    point.work(cache.unified) for point in tour(role, DOMAIN, cache.unified, random)
+                ]
+                found += [cost.seconds(work) / machine.true_s(cache, work) - 1 for work in works]
+    return np.abs(found)
+
+
+def test_the_true_costs_are_found_within_the_time(clock):
+    machine = Machine(clock)
+    survey = surveyed(machine, 100)
+    assert off(machine, survey).max() < 0.03
+    assert clock.now < 103
+
+
+def test_where_a_cache_happens_to_lie_does_not_become_what_a_step_costs(clock):
+    """Each kind of cache meets a good place once in three times."""
+    machine = Machine(clock, places=(1.2, 1.1, 1.2, 1.1, 1.0, 1.1, 1.0))
+    survey = surveyed(machine, 200)
+    assert np.median(off(machine, survey)) < 0.02
+    assert np.quantile(off(machine, survey), 0.9) < 0.06
+
+
+def test_every_cache_gets_points_drawn_at_random_when_corners_alone_would_fill_the_time(clock):
+    machine = Machine(clock, places=(1.2, 1.1, 1.0))  # nothing is ever certain
+    survey = surveyed(machine, 60)
+    for role in ROLES:
+        for cache, samples in survey.surveys[role].samples.items():
+            assert sum(sample.drawn for sample in samples) >= 3, (role, cache)
+
+
+def test_steps_that_would_take_too_much_of_the_time_are_left_out_and_counted(clock):
+    machine = Machine(clock, scale=8)
+    survey = surveyed(machine, 40)
+    assert survey.num_skipped > 0
+    # A twentieth, and a third more for what extrapolation does not know.
+    assert machine.longest_s < 40 / 20 * 1.33
