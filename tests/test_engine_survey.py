@@ -116,7 +116,8 @@ def clock(monkeypatch):
 
 def surveyed(machine, seconds):
     pilots = SteadyPilots(machine.clock)
-    survey = EngineSurvey(machine.open_rig, CACHES, DOMAIN, pilots, dict.fromkeys(ROLES, 1))
+    threads, random = dict.fromkeys(ROLES, 1), np.random.default_rng(0)
+    survey = EngineSurvey(machine.open_rig, CACHES, DOMAIN, pilots, threads, random)
     survey.run(seconds, lambda share: None)
     return survey
 
@@ -143,8 +144,8 @@ def test_the_true_costs_are_found_within_the_time(clock):
 
 
 def test_where_a_cache_happens_to_lie_does_not_become_what_a_step_costs(clock):
-    """Each kind of cache meets a good place once in three times."""
-    machine = Machine(clock, places=(1.2, 1.1, 1.2, 1.1, 1.0, 1.1, 1.0))
+    """Of seven one lies badly and one well: neither is what is usual."""
+    machine = Machine(clock, places=(1.2, 1.0, 1.0, 1.0, 0.85, 1.0, 1.0))
     survey = surveyed(machine, 200)
     assert np.median(off(machine, survey)) < 0.02
     assert np.quantile(off(machine, survey), 0.9) < 0.04
@@ -161,6 +162,6 @@ def test_every_cache_gets_points_drawn_at_random_when_corners_alone_would_fill_t
 def test_steps_that_would_take_too_much_of_the_time_are_left_out_and_counted(clock):
     machine = Machine(clock, scale=8)
     survey = surveyed(machine, 40)
-    assert survey.num_skipped > 0
+    assert survey.num_left_out > 0
     # A twentieth, and a third more for what extrapolation does not know.
     assert machine.longest_s < 40 / 20 * 1.33

@@ -39,12 +39,11 @@ def pretend(monkeypatch):
     fails."""
 
     def answer(seconds):
-        def tried(place, job, deadline, num_nodes, found, say):
+        def tried(place, job, deadline, num_nodes, say):
             words = place_module._words(place, job, num_nodes)
             if words not in seconds:
                 raise EngineError("need memory, have none")
-            found[words] = dict(zip(("decode", "prefill"), seconds[words], strict=True))
-            return found[words]
+            return dict(zip(("decode", "prefill"), seconds[words], strict=True))
 
         monkeypatch.setattr(place_module, "_tried", tried)
         monkeypatch.setattr(place_module, "can_interleave", lambda: True)
@@ -95,9 +94,9 @@ def test_weights_are_mapped_where_that_is_clearly_faster(pretend):
 
 
 def test_what_was_faster_but_once_is_not_taken(monkeypatch):
-    seconds = {"read": iter([1.0, 0.8]), "mmap": iter([0.9, 0.9])}
+    seconds = {"read": iter([1.0, 1.0]), "mmap": iter([0.9, 1.0])}
 
-    def tried(place, job, deadline, num_nodes, found, say):
+    def tried(place, job, deadline, num_nodes, say):
         return dict.fromkeys(("decode", "prefill"), next(seconds[place.load]))
 
     monkeypatch.setattr(place_module, "_tried", tried)
@@ -112,12 +111,25 @@ def test_a_node_too_small_for_the_model_is_not_tried(pretend):
 
 
 def test_what_fails_is_said_and_what_was_tried_is_kept(pretend):
-    pretend({"node 0, 1 threads, read": (1.0, 1.0)})
+    """And the ways after it are tried."""
+    tried = {"node 0, 1 threads, read": (1.0, 1.0), "node 0, 1 threads, mmap": (0.9, 0.9)}
+    pretend(tried)
     said = []
     found = find_place({0: [0], 1: [1]}, [0, 1], job(), 60.0, said.append)
-    assert found.place == Place((0,), 0, "read")
-    assert found.tried["decode"] == {"node 0, 1 threads, read": 1.0}
-    assert said == ["node 0, 1 threads, read: kept by rule, trying ended: need memory, have none"]
+    assert found.place == Place((0,), 0, "mmap")
+    assert set(found.tried["decode"]) == set(tried)
+    assert said == [
+        f"all nodes, {way}2 threads, read: not tried: need memory, have none"
+        for way in ("", "interleaved, ")
+    ]
+
+
+def test_where_nothing_can_be_tried_the_first_way_stays(pretend):
+    pretend({})
+    said = []
+    found = find_place({0: [0], 1: [1]}, [0, 1], job(), 60.0, said.append)
+    assert (found.place, found.tried) == (Place((0,), 0, "read"), {})
+    assert said == ["node 0, 1 threads, read: not tried: need memory, have none"]
 
 
 def test_without_time_nothing_is_tried():
@@ -125,7 +137,7 @@ def test_without_time_nothing_is_tried():
     said = []
     found = find_place(TWO_NODES, [0, 1], job(threads=1), 0.0, said.append)
     assert found == FoundPlace(Place(tuple(CPUS[:1]), 0, "read"), {})
-    assert "kept by rule" in said[-1]
+    assert "not tried: need time" in said[-1]
     assert set(psutil.Process().children()) <= before
 
 

@@ -65,8 +65,9 @@ def hogs(count):
 
 def logged(memory=(), compute=()):
     logs = {"memory": PilotLog(), "compute": PilotLog()}
-    logs["memory"].seconds += memory
-    logs["compute"].seconds += compute
+    for name, seconds in (("memory", memory), ("compute", compute)):
+        for each in seconds:
+            logs[name].add([each])
     return logs
 
 

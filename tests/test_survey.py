@@ -132,16 +132,34 @@ def test_rows_of_any_cache_may_be_the_dearest():
         assert costs[cache].seconds(work) == pytest.approx(cost.seconds(work), rel=0.02)
 
 
-def test_of_two_measurements_of_a_step_the_faster_counts():
+def test_of_several_measurements_of_a_step_the_middle_one_counts():
     survey = Survey("prefill", [STREAMS], [64])
     work = chunk_work(64, 0, 0, unified=False)
     for run, seconds in enumerate((0.3, 0.2, 0.25)):
         sample = Sample(work=work, seconds=seconds, speed=1, repeats=1)
         survey.add(STREAMS, Timed(sample, run))
-    assert [sample.seconds for sample in survey.samples[STREAMS]] == [0.2]
-    # The machine was twice as fast while the second one ran: it is not the faster one, then.
-    survey.set_speeds([1.0, 2.0, 1.0].__getitem__)
     assert [sample.seconds for sample in survey.samples[STREAMS]] == [0.25]
+    # The machine was twice as fast while the second one ran: it is the slowest, then.
+    survey.set_speeds([1.0, 2.0, 1.0].__getitem__)
+    assert [sample.seconds for sample in survey.samples[STREAMS]] == [0.3]
+
+
+def test_a_step_is_measured_until_two_times_agree_but_not_for_ever():
+    survey = Survey("prefill", [STREAMS], [64])
+    work = chunk_work(64, 0, 0, unified=False)
+
+    def certain_after(*all_seconds):
+        survey = Survey("prefill", [STREAMS], [64])
+        for seconds in all_seconds:
+            sample = Sample(work=work, seconds=seconds, speed=1, repeats=1)
+            survey.add(STREAMS, Timed(sample, 0))
+        return survey.times(STREAMS, work)
+
+    assert survey.times(STREAMS, work) == (0, False)
+    assert certain_after(0.2, 0.2) == (2, False)
+    assert certain_after(0.2, 0.202, 0.3) == (3, True)
+    assert certain_after(0.2, 0.25, 0.3) == (3, False)
+    assert certain_after(0.2, 0.25, 0.3, 0.35, 0.4, 0.45) == (6, True)
 
 
 def test_a_few_wild_samples_do_not_move_the_fit():

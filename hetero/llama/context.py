@@ -53,10 +53,10 @@ class Context(Owned):
         self, model: Model, config: ContextConfig, routed: RoutedExperts | None = None
     ) -> None:
         """routed: is told which experts every row goes to."""
-        if not 1 <= config.num_sequences <= MAX_SEQUENCES:
+        num_sequences = config.num_sequences + config.num_scratch
+        if not 1 <= num_sequences <= MAX_SEQUENCES:
             raise PlanError(
-                f"llama.cpp context: need 1 to {MAX_SEQUENCES} sequences, "
-                f"have {config.num_sequences}"
+                f"llama.cpp context: need 1 to {MAX_SEQUENCES} sequences, have {num_sequences}"
             )
         self.config = config
         self.vocab = model.vocab
@@ -66,9 +66,9 @@ class Context(Owned):
             n_ctx=config.num_sequences * _padded(config.tokens_per_sequence),
             n_batch=config.batch_tokens,
             n_ubatch=config.batch_tokens,
-            n_seq_max=config.num_sequences + config.num_scratch,
+            n_seq_max=num_sequences,
             # One row per sequence is sampled at most; the default reserves one per token.
-            n_outputs_max=config.num_sequences + config.num_scratch,
+            n_outputs_max=num_sequences,
             n_threads=config.num_threads,
             n_threads_batch=config.num_threads,
             flash_attn_type=FLASH_ATTENTION_ON,

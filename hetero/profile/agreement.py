@@ -17,6 +17,10 @@ from hetero.profile.work import Work, chunk_work, step_work
 # Lines of the grid along rows, and along cells for each row.
 _LINES = 6
 
+# Other sequences' cells beside a prompt's, and a batch's shorter contexts over its longest.
+_OTHERS = 3
+_SHORT = 0.25
+
 
 class PointRatio(msgspec.Struct, frozen=True, kw_only=True):
     """One step in both runs. ratio: of the second run's normalized seconds over the first's."""
@@ -113,21 +117,28 @@ def _deviation(point: PointRatio) -> float:
 
 
 def _shared_steps(a: EngineFit, b: EngineFit) -> Iterator[Work]:
-    """Steps no further out than both runs' samples."""
+    """Steps no further out than both runs' samples: of equal contexts, of one long one among short
+    ones, beside other sequences' cells."""
     if not a.samples or not b.samples or a.unified != b.unified:
         return
     low_rows, high_rows = _shared(a, b, lambda sample: sample.work.rows)
     low_cells, high_cells = _shared(a, b, _cells)
-    most_visible = _shared(a, b, lambda sample: sample.work.visible)[1]
     most_masked = _shared(a, b, lambda sample: sample.work.masked)[1]
     for rows in sorted({round(rows) for rows in _geometric(low_rows, high_rows)}):
         for cells in sorted({round(cells) for cells in _geometric(max(1, low_cells), high_cells)}):
-            if a.role == "prefill":
-                work = chunk_work(rows, cells, 0, a.unified)
-            else:
-                work = step_work([cells] * rows, 0, a.unified)
-            if work.visible <= most_visible and work.masked <= most_masked:
-                yield work
+            for work in _steps(a, rows, cells):
+                if work.masked <= most_masked:
+                    yield work
+
+
+def _steps(fit: EngineFit, rows: int, cells: int) -> set[Work]:
+    others = [0, _OTHERS * cells] if fit.unified else [0]
+    if fit.role == "prefill":
+        return {chunk_work(rows, cells, each, fit.unified) for each in others}
+    short = max(1, round(_SHORT * cells))
+    batches = [[cells] * rows, [cells, *[short] * (rows - 1)]]
+    # What few rows of a pool take beside others' cells, docs/profile.md says under Limits.
+    return {step_work(batch, 0, fit.unified) for batch in batches}
 
 
 def _cells(sample: Sample) -> float:

@@ -67,12 +67,14 @@ def _run_node(
         parent.send(error)
 
 
-def result_from_child(function: Callable[..., _R], *arguments: object) -> _R:
+def result_from_child(
+    function: Callable[..., _R], *arguments: object, longest_s: float = _START_S
+) -> _R:
     """What a function returns in a process of its own, whose memory and log are not ours."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
     with ours, child_process(_send_result, theirs, function, arguments):
         theirs.close()
-        result: _R = _received(ours, function.__name__)
+        result: _R = _received(ours, function.__name__, longest_s)
         return result
 
 
@@ -82,9 +84,9 @@ def _send_result(
     parent.send(function(*arguments))
 
 
-def _received(connection: "Connection[Any, Any]", name: str) -> Any:
-    if not connection.poll(_START_S):
-        raise EngineError(f"{name}: need a word within {_START_S:g} s, have none")
+def _received(connection: "Connection[Any, Any]", name: str, longest_s: float = _START_S) -> Any:
+    if not connection.poll(longest_s):
+        raise EngineError(f"{name}: need a word within {longest_s:g} s, have none")
     try:
         return connection.recv()
     except EOFError:

@@ -1,14 +1,12 @@
 """Surveys an engine's steps on several caches within a time budget.
 
 The caches take turns, and so do the roles, so that a slow minute of the machine meets all of them;
-pilots fly between any two points. The first cache is the one a node would have: it gets every
-knot, the others the ends.
+pilots fly between any two points. The first cache gets every knot, the others the ends.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import chain, repeat
 
 import numpy as np
 
@@ -21,11 +19,12 @@ from hetero.profile.node_profile import PILOT_OF, Role, Sample
 
 OpenRig = Callable[[Cache], AbstractContextManager[StepRig]]
 Progress = Callable[[float], None]  # share of the budget that is spent
+_CornersOf = Callable[[Role, Cache], list[Point]]
 
 ROLES: tuple[Role, Role] = ("decode", "prefill")
 
 # Repeats of a point take about so long, but are no more than these.
-_POINT_S = 0.06
+_POINT_S = 0.15
 _MOST_REPEATS = 2
 
 # No corner may take more of the survey than this, no point drawn at random half of it: the largest
@@ -49,6 +48,7 @@ class EngineSurvey:
         domain: Domain,
         pilots: Pilots,
         threads: Mapping[Role, int],
+        random: np.random.Generator,
     ) -> None:
         self.surveys = {role: Survey(role, caches, domain.knots(role)) for role in ROLES}
         self._open_rig = open_rig
@@ -56,11 +56,10 @@ class EngineSurvey:
         self._domain = domain
         self._pilots = pilots
         self._threads = threads
-        self._random = np.random.default_rng(0)
+        self._random = random
         self._deadline = 0.0
         self._most_s = 0.0  # of a corner
         self._short_s = 0.0
-        self.num_skipped = 0  # steps that would have taken too long
 
     def run(self, seconds: float, progress: Progress) -> None:
         """Until every cache is known well enough, or the time is over."""
@@ -68,32 +67,49 @@ class EngineSurvey:
         self._deadline = started + seconds
         self._most_s = _MOST_OF_ALL * seconds
         self._short_s = _SHORT_OF_ALL * seconds
-        for is_first in chain([True], repeat(False)):
+        # A few of every cache, so that none is left out, then all knots of the first.
+        for cache, corners_of in [
+            *((cache, self._few_corners) for cache in self._caches),
+            (self._caches[0], self._corners),
+        ]:
+            with self._open_rig(cache) as rig:
+                self._measure_corners(rig, cache, corners_of)
+            progress((time.monotonic() - started) / seconds)
+        while self._left_s() > 0:
             unsettled = [cache for cache in self._caches if not self._is_settled(cache)]
-            if not unsettled or self._left_s() <= 0:
+            if not unsettled:
                 break
             for cache in unsettled:
                 if self._left_s() <= 0:
                     break  # a cache takes a second to be made
                 with self._open_rig(cache) as rig:
-                    if is_first:
-                        self._measure_corners(rig, cache)
-                    else:
-                        self._visit(rig, cache, self._left_s() / len(unsettled) / len(ROLES))
+                    self._visit(rig, cache, self._left_s() / len(unsettled) / len(ROLES))
                 progress((time.monotonic() - started) / seconds)
         for role, survey in self.surveys.items():
             survey.set_speeds(self._pilots.logs[PILOT_OF[role]].speed)
 
-    def _measure_corners(self, rig: StepRig, cache: Cache) -> None:
+    @property
+    def num_left_out(self) -> int:
+        """Corners that were never measured: too long, or too late."""
+        return sum(
+            not self.surveys[role].times(cache, point.work(cache.unified))[0]
+            for role in ROLES
+            for cache in self._caches
+            for point in self._corners(role, cache)
+        )
+
+    def _measure_corners(self, rig: StepRig, cache: Cache, corners_of: _CornersOf) -> None:
+        """Those that are new."""
         for role in ROLES:
             self._pilots.run(PILOT_OF[role])  # the last one was a cache ago
-            for point in self._corners(role, cache):
-                self._measure(rig, cache, point, is_drawn=False)
+            for point in corners_of(role, cache):
+                if not self.surveys[role].times(cache, point.work(cache.unified))[0]:
+                    self._measure(rig, cache, point, is_drawn=False)
 
     def _visit(self, rig: StepRig, cache: Cache, seconds: float) -> None:
         """Corners again, and points drawn at random. seconds: for each role."""
         for role in ROLES:
-            if self.surveys[role].is_settled(cache):
+            if self._is_role_settled(role, cache):
                 continue
             self._pilots.run(PILOT_OF[role])
             until = time.monotonic() + _AGAIN_SHARE * seconds
@@ -102,24 +118,28 @@ class EngineSurvey:
                     break
                 self._measure(rig, cache, point, is_drawn=False)
             for point in tour(role, self._domain, cache.unified, self._random):
-                self._measure(rig, cache, point, is_drawn=True)
+                # Of a step that is known already a prediction would be no test.
+                if not self.surveys[role].times(cache, point.work(cache.unified))[0]:
+                    self._measure(rig, cache, point, is_drawn=True)
 
-    def _corners(self, role: Role, cache: Cache) -> Iterable[Point]:
-        in_tiles = cache.has_tiles
+    def _corners(self, role: Role, cache: Cache) -> list[Point]:
         if cache == self._caches[0]:
-            return corners(role, self._domain, in_tiles=in_tiles)
+            return corners(role, self._domain, in_tiles=cache.has_tiles)
+        return self._few_corners(role, cache)
+
+    def _few_corners(self, role: Role, cache: Cache) -> list[Point]:
         is_first = next(each for each in self._caches if each.types == cache.types) == cache
         return few_corners(
             role,
             self._domain,
-            in_tiles=in_tiles,
+            in_tiles=cache.has_tiles,
             with_middle=is_first,
             with_others=cache.unified,
         )
 
     def _open_corners(self, role: Role, cache: Cache) -> list[Point]:
-        """Those whose seconds are not certain yet: the next cache of the kind, which lies elsewhere
-        in memory, may be faster. Those measured least come first, then the shortest."""
+        """Those whose seconds are not certain yet: each cache of the kind lies elsewhere in memory.
+        Those measured least come first, then the shortest."""
         survey = self.surveys[role]
         found = []
         for point in self._corners(role, cache):
@@ -137,7 +157,6 @@ class EngineSurvey:
         expected_s = survey.predict_s(cache, point)
         most_s = self._most_s / 2 if is_drawn else self._most_s
         if expected_s is not None and expected_s > min(most_s, left_s):
-            self.num_skipped += 1
             return
         seconds = self._time(rig, point)
         sample = self._sample(cache, point, seconds, is_drawn=is_drawn)
@@ -181,4 +200,7 @@ class EngineSurvey:
         return self._deadline - time.monotonic()
 
     def _is_settled(self, cache: Cache) -> bool:
-        return all(survey.is_settled(cache) for survey in self.surveys.values())
+        return all(self._is_role_settled(role, cache) for role in ROLES)
+
+    def _is_role_settled(self, role: Role, cache: Cache) -> bool:
+        return self.surveys[role].is_settled(cache) and not self._open_corners(role, cache)

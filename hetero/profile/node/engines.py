@@ -1,9 +1,11 @@
 """llama.cpp on one loaded model: threads, steps, codecs and co-running, and what came of them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 from hetero.kv.layout import KVLayout
 from hetero.llama.library import Owned
@@ -73,10 +75,10 @@ class Engines(Owned):
         self.threads: dict[Role, int] = {}
         self.tried: dict[Role, dict[int, float]] = {}
         self.request_s = first_token_s(model)
+        self._opened = ExitStack()
 
     def close(self) -> None:
-        if self.threads:
-            self.pilots.close()
+        self._opened.close()
 
     def find_threads(self, until: float) -> None:
         """until: of `time.monotonic`; what is begun is finished, and something is tried."""
@@ -91,15 +93,21 @@ class Engines(Owned):
                 self.tried[role] = time_threads(counts, rig.set_threads, step, until=until)
                 self.threads[role] = best(self.tried[role])
         # At a pilot's few cells the types make no difference.
-        self.pilots = Pilots(self._model, next(iter(self._layouts.values())), threads=self.threads)
+        layout = next(iter(self._layouts.values()))
+        self.pilots = self._opened.enter_context(Pilots(self._model, layout, threads=self.threads))
 
     def survey(self, seconds: float, progress: Callable[[float], None]) -> int:
-        """How many steps were left out, since each would have taken too much of the time."""
+        """How many of the steps that were planned were left out: too long, or too late."""
         self._survey = EngineSurvey(
-            self._rig, self._caches, self._options.domain, self.pilots, self.threads
+            self._rig,
+            self._caches,
+            self._options.domain,
+            self.pilots,
+            self.threads,
+            np.random.default_rng(),
         )
         self._survey.run(seconds, progress)
-        return self._survey.num_skipped
+        return self._survey.num_left_out
 
     def measure_codecs(self) -> list[CodecRates]:
         num_tokens = min(_RESTORED_TOKENS, self._options.domain.context_tokens)

@@ -27,6 +27,7 @@ _OUTLIER = 3.0
 _SLOW_OUTLIER = 1.0
 _NUM_REWEIGHTS = 8
 _NUM_FOLDS = 10
+_NEIGHBOURS = 4  # as many as a tour has points
 
 # No fit of few samples is believed to be better than this.
 _LEAST_SCATTER = 0.01
@@ -53,6 +54,7 @@ class Cache:
     unified: bool
     kv_k: str
     kv_v: str
+    on_cpu: bool = True
 
     @property
     def types(self) -> tuple[str, str]:
@@ -60,8 +62,8 @@ class Cache:
 
     @property
     def has_tiles(self) -> bool:
-        """llama.cpp has them for f16 only."""
-        return self.types == ("f16", "f16")
+        """llama.cpp's engine for CPUs has them, for f16 only."""
+        return self.on_cpu and self.types == ("f16", "f16")
 
     def in_tiles(self, work: Work) -> bool:
         return self.has_tiles and work.fills_tile
@@ -116,11 +118,16 @@ def fit_costs(samples: Samples, knots: Sequence[int]) -> dict[Cache, StepCost]:
 
 def cross_validate(samples: Samples, knots: Sequence[int]) -> dict[Cache, list[float]]:
     """Predicted over measured of the samples drawn at random, by fits that did not see them: the
-    others were placed where they settle most, so leaving them out would ask too much."""
+    others were placed where they settle most, so leaving them out would ask too much. Neighbours
+    are left out together: they were measured in one cache, and one minute."""
     ratios: dict[Cache, list[float]] = {cache: [] for cache in samples}
     for fold in range(_NUM_FOLDS):
         left_out = {
-            cache: [sample for sample in of_cache if sample.drawn][fold::_NUM_FOLDS]
+            cache: [
+                sample
+                for index, sample in enumerate(each for each in of_cache if each.drawn)
+                if index // _NEIGHBOURS % _NUM_FOLDS == fold
+            ]
             for cache, of_cache in samples.items()
         }
         if not any(left_out.values()):

@@ -112,8 +112,8 @@ def judge(
 
 
 def speed_range(logs: Mapping[str, PilotLog]) -> tuple[float, float]:
-    """5th and 95th percentile of the pilots' speeds, of all pilots together."""
-    speeds = [log.undisturbed_s / seconds for log in logs.values() for seconds in log.seconds]
+    """5th and 95th percentile of the speeds of the pilots' single steps, of all pilots together."""
+    speeds = [log.undisturbed_s / seconds for log in logs.values() for seconds in log.single_s]
     if not speeds:
         return 1.0, 1.0
     low, high = np.quantile(speeds, [0.05, 0.95])

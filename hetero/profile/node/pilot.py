@@ -10,7 +10,7 @@ the fastest counts. Pilots are for what lasts longer, and their own disturbances
 a machine's speed is taken from the fastest tenth of many.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -34,10 +34,17 @@ _LONG_S = 0.1
 
 
 class PilotLog:
-    """Seconds of every run of one pilot, in order."""
+    """Of every run of one pilot, in order, the seconds of its fastest step; and of all steps."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.single_s: list[float] = []
+
+    def add(self, steps_s: Sequence[float]) -> int:
+        """The index of this run."""
+        self.seconds.append(min(steps_s))
+        self.single_s += steps_s
+        return len(self.seconds) - 1
 
     @property
     def undisturbed_s(self) -> float:
@@ -77,21 +84,18 @@ class Pilots(Owned):
         if name == "memory":
             self._rig.set_threads(self._threads["decode"])
             self._rig.hold([_CELLS])
-            seconds = fastest_s(lambda: self._rig.time_step(1))
-        else:
-            self._rig.set_threads(self._threads["prefill"])
-            self._rig.hold([])
-            seconds = fastest_s(lambda: self._rig.time_chunk(_CHUNK_TOKENS))
-        self.logs[name].seconds.append(seconds)
-        return len(self.logs[name].seconds) - 1
+            return self.logs[name].add(_few_times(lambda: self._rig.time_step(1)))
+        self._rig.set_threads(self._threads["prefill"])
+        self._rig.hold([])
+        return self.logs[name].add(_few_times(lambda: self._rig.time_chunk(_CHUNK_TOKENS)))
 
 
-def fastest_s(step: Callable[[], float]) -> float:
-    """Of a few; a long step averages over what hits it, so one is enough."""
+def _few_times(step: Callable[[], float]) -> list[float]:
+    """A long step averages over what hits it, so one is enough."""
     seconds = [step()]
     while len(seconds) < _MOST_REPEATS and sum(seconds) < _LONG_S:
         seconds.append(step())
-    return min(seconds)
+    return seconds
 
 
 def _fastest_tenth(seconds: list[float]) -> float:

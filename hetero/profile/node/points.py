@@ -20,6 +20,9 @@ _TOUR_POINTS = 4
 # Rows whose last tile is half full.
 _BEGUN_TILES = (3 * TILE_ROWS // 2, 5 * TILE_ROWS // 2)
 
+# A length is clearly shorter than the longest context if it is no more than this share of it.
+_SHORTER = 0.8
+
 # How often cells of sequences that are not in the step lie in the same cache: while a prompt is
 # read beside a batch. A prefill node reads one prompt at a time, and a batch is all that decodes.
 _WITH_OTHERS = 0.25
@@ -118,15 +121,16 @@ def _middle(role: Role, domain: Domain, in_tiles: bool) -> list[Point]:
     """With about as many cells as each length has that is clearly shorter than the longest context:
     few and many rows at the first, an average at the others. Without begun tiles nothing would tell
     them from whole ones."""
-    lengths = [length - TILE_ROWS for length in LENGTHS if length <= domain.context_tokens // 2]
-    if not lengths:
-        return []
     knots = [rows for rows in domain.knots(role) if rows < TILE_ROWS]
     middle = knots[len(knots) // 2]
     some = {knots[0], middle, knots[-1]}
-    if role == "prefill" and in_tiles:
-        some |= {rows for rows in _BEGUN_TILES if rows <= domain.chunk_tokens}
-    points = [Point(role, rows, _cells(role, rows, lengths[0])) for rows in sorted(some)]
+    most = min(domain.chunk_tokens, domain.context_tokens)
+    begun = [rows for rows in _BEGUN_TILES if role == "prefill" and in_tiles and rows <= most]
+    short_of = _SHORTER * domain.context_tokens
+    lengths = [length - TILE_ROWS for length in LENGTHS if length <= short_of]
+    if not lengths:
+        return [Point(role, rows, _cells(role, rows, 0)) for rows in begun]
+    points = [Point(role, rows, _cells(role, rows, lengths[0])) for rows in sorted({*some, *begun})]
     return points + [Point(role, middle, _cells(role, middle, cells)) for cells in lengths[1:]]
 
 

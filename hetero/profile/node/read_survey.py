@@ -29,7 +29,7 @@ class ReadSurvey:
     def __init__(
         self, engine: PrefillEngine, context_tokens: int, *, unified: bool = False
     ) -> None:
-        self.cache = Cache(unified, engine.layout.k_type, engine.layout.v_type)
+        self.cache = Cache(unified, engine.layout.k_type, engine.layout.v_type, on_cpu=False)
         self._engine = engine
         self._longest = min(context_tokens, engine.max_prompt_tokens)
         domain = Domain(1, self._longest, min(engine.chunk_tokens, self._longest))
@@ -42,12 +42,14 @@ class ReadSurvey:
     def run(self, seconds: float) -> None:
         """Until it is known well enough, or the time is over. Raises: the engine's errors."""
         deadline = time.monotonic() + seconds
-        self._fly()
-        for rows in self._knots:
-            self._read([rows] * _CORNER_REPEATS, is_drawn=False, deadline=deadline)
-        while time.monotonic() < deadline and not self.survey.is_settled(self.cache):
-            self._read(self._drawn_slices(), is_drawn=True, deadline=deadline)
-        self.survey.set_speeds(self.pilot.speed)
+        try:
+            self._fly()
+            for rows in self._knots:
+                self._read([rows] * _CORNER_REPEATS, is_drawn=False, deadline=deadline)
+            while time.monotonic() < deadline and not self.survey.is_settled(self.cache):
+                self._read(self._drawn_slices(), is_drawn=True, deadline=deadline)
+        finally:
+            self.survey.set_speeds(self.pilot.speed)
 
     def _drawn_slices(self) -> list[int]:
         """Of one prompt, which is mostly read in whole chunks, as prompts are."""
@@ -91,10 +93,9 @@ class ReadSurvey:
         """The index of this run of the pilot."""
         run = self._engine.start([0] * min(_PILOT_TOKENS, self._most_rows))
         try:
-            self.pilot.seconds.append(_step_s(self._engine, run, run.num_unread))
+            return self.pilot.add([_step_s(self._engine, run, run.num_unread)])
         finally:
             self._engine.end(run)
-        return len(self.pilot.seconds) - 1
 
 
 def _step_s(engine: PrefillEngine, run: PrefillRun, rows: int) -> float:

@@ -231,9 +231,9 @@ def _survey(
     def tell(share: float) -> None:
         progress((spent_s + share * survey_s) / (budget_s + options.soak_s))
 
-    num_skipped = engines.survey(survey_s, tell)
-    if num_skipped:
-        say(f"left out {num_skipped} steps that are too long for {budget_s:.0f} s: extrapolated")
+    num_left_out = engines.survey(survey_s, tell)
+    if num_left_out:
+        say(f"left out {num_left_out} steps that {budget_s:.0f} s are too short for: extrapolated")
     tell(1.0)  # it may have been done early
 
 

@@ -5,6 +5,7 @@ gets a knot. No engine here: samples come in, predictions come out.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -23,8 +24,9 @@ _P90_ERROR = 0.08
 # A step that took so much longer than predicted may have been disturbed.
 _SLOW = 0.04
 
-# Two measurements of a step that differ by less are the same.
+# Two measurements of a step that differ by less are alike.
 _SAME = 0.02
+_FEW_TIMES, _MANY_TIMES = 3, 6
 
 # A prediction worse than this, of rows between two knots, says that the line bends there.
 _KNOT_ERROR = 0.1
@@ -55,10 +57,10 @@ class Survey:
 
     @property
     def samples(self) -> dict[Cache, list[Sample]]:
-        """Of the caches that were measured at all: of steps of one and the same work the fastest,
-        for what disturbs a step only ever adds."""
+        """Of the caches that were measured at all: of one and the same step the middle one, as each
+        was the fastest of its repeats in another place in memory."""
         return {
-            cache: _fastest(each.sample for each in timed)
+            cache: _middle(each.sample for each in timed)
             for cache, timed in self._timed.items()
             if timed
         }
@@ -89,14 +91,19 @@ class Survey:
         return ratio < 1 - _SLOW
 
     def times(self, cache: Cache, work: Work) -> tuple[int, bool]:
-        """How often it was measured, and whether its least seconds were met twice in three times or
-        more: if not, a next time may be faster still."""
+        """How often it was measured, and whether that was often enough: three times, two of them
+        alike in the middle, or six."""
         seconds = sorted(
-            timed.sample.seconds * timed.sample.speed
+            _undisturbed_s(timed.sample)
             for timed in self._timed[cache]
             if timed.sample.work == work
         )
-        return len(seconds), len(seconds) > 2 and seconds[1] <= (1 + _SAME) * seconds[0]
+        if len(seconds) < _FEW_TIMES:
+            return len(seconds), False
+        middle = (len(seconds) - 1) // 2
+        around = pairwise(seconds[middle - 1 : middle + 2])
+        are_alike = any(more <= (1 + _SAME) * less for less, more in around)
+        return len(seconds), are_alike or len(seconds) >= _MANY_TIMES
 
     def _bends_at(self, cache: Cache, sample: Sample) -> bool:
         """Whether the line of rows is to blame: they are most of the step, and no knot is near."""
@@ -148,10 +155,15 @@ class Survey:
         return fit(self.samples, self.knots) if self.samples else Fits({}, {}, None)
 
 
-def _fastest(samples: Iterable[Sample]) -> list[Sample]:
-    found: dict[Work, Sample] = {}
+def _middle(samples: Iterable[Sample]) -> list[Sample]:
+    """Of an even number the lower one of the middle two."""
+    by_work: dict[Work, list[Sample]] = {}
     for sample in samples:
-        other = found.get(sample.work)
-        if other is None or sample.seconds * sample.speed < other.seconds * other.speed:
-            found[sample.work] = sample
-    return list(found.values())
+        by_work.setdefault(sample.work, []).append(sample)
+    return [
+        sorted(of_work, key=_undisturbed_s)[(len(of_work) - 1) // 2] for of_work in by_work.values()
+    ]
+
+
+def _undisturbed_s(sample: Sample) -> float:
+    return sample.seconds * sample.speed
