@@ -72,6 +72,8 @@ class EngineSurvey:
             *((cache, self._few_corners) for cache in self._caches),
             (self._caches[0], self._corners),
         ]:
+            if self._left_s() <= 0:
+                break
             with self._open_rig(cache) as rig:
                 self._measure_corners(rig, cache, corners_of)
             progress((time.monotonic() - started) / seconds)
