@@ -284,6 +284,8 @@ def test_corners_cover_every_knot_and_the_longest_context():
             for work in (point.work(unified=False) for point in points)
         }
         assert longest == {0, 1}  # of 1024 cells, and of 2048
+    padded = corners("decode", DOMAIN, in_tiles=True)[-1].work(unified=False)
+    assert padded.masked > 6 * padded.visible
 
 
 @pytest.mark.parametrize("domain", [Domain(1, 64, 1), Domain(2, 64, 64), Domain(256, 131072, 512)])

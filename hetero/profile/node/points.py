@@ -74,7 +74,7 @@ def corners(role: Role, domain: Domain, *, in_tiles: bool) -> list[Point]:
     short = _LEAST_CELLS if role == "decode" else 0
     near = [Point(role, rows, _cells(role, rows, short)) for rows in domain.knots(role)]
     far = [_far(role, rows, domain) for rows in _few_rows(role, domain, in_tiles)]
-    return near + far + _middle(role, domain, in_tiles)
+    return near + far + _middle(role, domain, in_tiles) + _padded(role, domain)
 
 
 def few_corners(
@@ -90,10 +90,14 @@ def few_corners(
     some = {knots[0], knots[len(knots) // 2], knots[-1]}
     if role == "prefill" and in_tiles:
         some.add(min(TILE_ROWS, knots[-1]))
+    largest = domain.knots(role)[-1]
     points = [Point(role, rows, _cells(role, rows, short)) for rows in sorted(some)]
     points += [_far(role, rows, domain) for rows in sorted(some)]
+    points += _padded(role, domain)
     if with_middle:
         points += _middle(role, domain, in_tiles)
+        if in_tiles and largest not in some:
+            points.append(_far(role, largest, domain))
     if with_others and domain.max_sequences > 1:
         others = (domain.context_tokens - 1,) * (domain.max_sequences - 1)
         if role == "prefill":
@@ -115,6 +119,14 @@ def _far(role: Role, rows: int, domain: Domain) -> Point:
     """With as long a context as there can be."""
     appended = rows if role == "prefill" else 1
     return Point(role, rows, _cells(role, rows, domain.context_tokens - appended))
+
+
+def _padded(role: Role, domain: Domain) -> list[Point]:
+    """One long context among short ones, which in streams are padded to it."""
+    if role == "prefill" or domain.max_sequences == 1:
+        return []
+    rows = domain.max_sequences
+    return [Point(role, rows, (domain.context_tokens - 1, *[_LEAST_CELLS] * (rows - 1)))]
 
 
 def _middle(role: Role, domain: Domain, in_tiles: bool) -> list[Point]:
