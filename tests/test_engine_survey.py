@@ -13,14 +13,16 @@ from hetero.profile.node.fitting import Cache
 from hetero.profile.node.pilot import PILOTS
 from hetero.profile.node.points import Domain, tour
 from hetero.profile.step_cost import StepCost, TileCost
+from hetero.profile.tiling import Tiling
 from hetero.profile.work import chunk_work, step_work
 
 DOMAIN = Domain(max_sequences=8, context_tokens=2048, chunk_tokens=512)
+TILING = Tiling(heads=12, threads=2)
 CACHES = [
     Cache(False, "q8_0", "q8_0"),
-    Cache(False, "f16", "f16"),
+    Cache(False, "f16", "f16", TILING),
     Cache(True, "q8_0", "q8_0"),
-    Cache(True, "f16", "f16"),
+    Cache(True, "f16", "f16", TILING),
 ]
 PLAIN = StepCost(
     rows=[1, 512],
@@ -32,7 +34,7 @@ PLAIN = StepCost(
     masked_s=1e-7,
     tiles=None,
 )
-TILES = TileCost(visible_s=1e-6, pair_s=2e-7, cell_s=1e-5, masked_s=5e-8)
+TILES = TileCost(tiling=TILING, pair_s=7e-7, masked_s=5e-8)
 OPENING_S = 0.3
 
 

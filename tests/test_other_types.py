@@ -10,6 +10,7 @@ from node_profiles import MODEL, ceilings, gpu_ceilings, node_profile
 
 from hetero.profile.other_types import estimated_fits
 from hetero.profile.step_cost import TileCost
+from hetero.profile.tiling import Tiling
 from hetero.profile.work import LENGTHS, chunk_work
 
 replace = msgspec.structs.replace
@@ -87,7 +88,7 @@ def test_a_chunk_reads_fewer_bytes_and_attends_to_as_many_pairs():
 
 
 def test_quantized_cells_have_no_part_in_the_tiles_of_floats():
-    tiles = TileCost(visible_s=0.1e-6, pair_s=0.3e-6, cell_s=0.0, masked_s=0.0)
+    tiles = TileCost(tiling=Tiling(heads=8, threads=1), pair_s=0.3e-6, masked_s=0.0)
     fits = [measured("f16", "f16", 1e-6, PREFILL, tiles=tiles)]
     found = estimate(fits, "q8_0", "q8_0", 69.632).cost
     assert found.tiles is None

@@ -8,6 +8,7 @@ from node_profiles import node_profile
 
 from hetero.profile.knots import hat_weights
 from hetero.profile.step_cost import StepCost, TileCost, plain_cost
+from hetero.profile.tiling import Tiling
 from hetero.profile.work import LENGTHS, Work, chunk_work, step_work
 
 # Binary fractions: sums of them are exact.
@@ -74,7 +75,7 @@ def test_each_kind_of_work_has_its_price():
         cell_s=32.0,
         deep_cell_s=16.0,
         masked_s=64.0,
-        tiles=TileCost(visible_s=0.5, pair_s=0.25, cell_s=48.0, masked_s=8.0),
+        tiles=TileCost(tiling=Tiling(heads=1, threads=1), pair_s=0.25, masked_s=8.0),
     )
     few = Work(rows=2, pairs=(1, 2, 3, 4, 5, 6), cells=5, masked=6)
     # Two rows beyond the last four.
@@ -82,15 +83,15 @@ def test_each_kind_of_work_has_its_price():
     # Cells beyond the first 1024 cost more.
     deep = Work(rows=2, pairs=(0, 0, 0, 0, 0, 0), cells=1026, masked=0)
     assert cost.seconds(deep) == 1 + 2 * 128 + 1026 * 32 + 2 * 16
-    # 65 rows of one sequence: the second tile of 64 is paid for, whatever their length.
-    many = Work(rows=65, pairs=(65, 65, 0, 0, 0, 0), cells=5, masked=3)
-    assert cost.seconds(many) == 1 + 128 + 130 * 0.5 + 2 * 128 * 0.25 + 5 * 48 + 3 * 8
+    # 65 rows of one sequence, 5 cells before them: whole tiles are paid for, whatever their length.
+    many = Work(rows=65, pairs=(65, 65, 0, 0, 0, 0), cells=70, masked=3)
+    assert cost.seconds(many) == 1 + 128 + 2 * (64 * 128) * 0.25 + 3 * 8
     # 65 sequences are no tile.
     batch = Work(rows=65, pairs=(65, 65, 0, 0, 0, 0), cells=0, masked=0)
     assert cost.seconds(batch) == 1 + 128 + 65 * 2 + 65 * 4
     # Nor are 65 rows one to an engine without tiles.
     plain = msgspec.structs.replace(cost, tiles=None)
-    assert plain.seconds(many) == 1 + 128 + 65 * 2 + 65 * 4 + 5 * 32 + 3 * 64
+    assert plain.seconds(many) == 1 + 128 + 65 * 2 + 65 * 4 + 70 * 32 + 3 * 64
 
 
 def visible_and_masked(work):

@@ -11,11 +11,13 @@ from hetero.profile.node.points import Domain, Point, corners, few_corners, tour
 from hetero.profile.node.survey import Survey, Timed
 from hetero.profile.node_profile import Sample
 from hetero.profile.step_cost import StepCost, TileCost, plain_cost
+from hetero.profile.tiling import Tiling
 from hetero.profile.work import Work, chunk_work, step_work
 
 DOMAIN = Domain(max_sequences=8, context_tokens=2048, chunk_tokens=512)
-STREAMS, POOL = Cache(False, "f16", "f16"), Cache(True, "f16", "f16")
-TILES = TileCost(visible_s=1e-6, pair_s=2e-7, cell_s=1e-5, masked_s=5e-8)
+TILING = Tiling(heads=12, threads=2)
+STREAMS, POOL = (Cache(unified, "f16", "f16", TILING) for unified in (False, True))
+TILES = TileCost(tiling=TILING, pair_s=7e-7, masked_s=5e-8)
 TRUE = {
     STREAMS: StepCost(
         rows=[1, 512],
@@ -275,8 +277,7 @@ def test_points_of_a_tour_fit_the_cache_and_only_shrink(role, unified):
 def test_corners_cover_every_knot_and_the_longest_context():
     for role in ("decode", "prefill"):
         points = corners(role, DOMAIN, in_tiles=True)
-        begun_tiles = {"decode": set(), "prefill": {96, 160}}[role]
-        assert {point.rows for point in points} == set(DOMAIN.knots(role)) | begun_tiles
+        assert {point.rows for point in points} == set(DOMAIN.knots(role))
         appended = {"decode": 1, "prefill": 128}[role]
         assert any(max(point.cells) == DOMAIN.context_tokens - appended for point in points)
         longest = {

@@ -43,6 +43,11 @@ class Model(Owned):
             raise ModelError(f"{self.path}: llama.cpp can't load it: {reason}")
         self.vocab = Vocab(self)
 
+    @property
+    def num_heads(self) -> int:
+        """Of a layer's queries."""
+        return int(llama_cpp.llama_model_n_head(self.pointer))
+
     def close(self) -> None:
         if self.pointer:
             llama_cpp.llama_model_free(self.pointer)

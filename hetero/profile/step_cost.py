@@ -5,13 +5,14 @@
     and of attention
               sum(pairs * pair_s) + cells * cell_s + deep cells * deep_cell_s + masked * masked_s
     or, in tiles,
-              visible * visible_s + tile pairs * pair_s + cells * cell_s + masked * masked_s
+              tile pairs * pair_s + masked * masked_s
 
 `rows_s` reads every weight once and does each row's arithmetic: bound by bandwidth for few rows, by
 flops for many, so it is a line through knots, not a formula; `rest_s` is what each row beyond the
 last four costs more, where weights are repacked to meet four at a time. The others are bytes of K
 and V, and arithmetic on them: a cell that many rows attend to is read once, and the longer a
-context, the less of it is in any cache. What a step's work is, `hetero.profile.work` counts.
+context, the less of it is in any cache. What a step's work is, `hetero.profile.work` counts, and
+`hetero.profile.tiling` what tiles make of it.
 
 Planning evaluates this on a laptop: nothing here needs an engine.
 """
@@ -23,15 +24,15 @@ import msgspec
 
 from hetero.profile.knots import hat_weights
 from hetero.profile.quantities import NotNegative, OneOrMore
+from hetero.profile.tiling import Tiling
 from hetero.profile.work import LENGTHS, Work
 
 
 class TileCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of attention where a chunk fills a tile; seconds, none negative."""
 
-    visible_s: NotNegative
+    tiling: Tiling
     pair_s: NotNegative
-    cell_s: NotNegative
     masked_s: NotNegative
 
 
@@ -75,8 +76,7 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if tiles is None:
             each_s = [*self.pair_s, self.cell_s, self.deep_cell_s, self.masked_s]
             return _sum_products(plain_counts(work), each_s)
-        each_s = [tiles.visible_s, tiles.pair_s, tiles.cell_s, tiles.masked_s]
-        return _sum_products(tile_counts(work), each_s)
+        return _sum_products(tile_counts(work, tiles.tiling), [tiles.pair_s, tiles.masked_s])
 
     def _tiles_of(self, work: Work) -> TileCost | None:
         return self.tiles if work.fills_tile else None
@@ -103,9 +103,9 @@ def plain_counts(work: Work) -> list[float]:
     return [*work.pairs, work.cells, max(0.0, work.cells - LENGTHS[0]), work.masked]
 
 
-def tile_counts(work: Work) -> list[float]:
+def tile_counts(work: Work, tiling: Tiling) -> list[float]:
     """And those of tiles."""
-    return [work.visible, work.tile_pairs, work.cells, work.masked]
+    return [tiling.pairs(work.rows, round(work.cells)), work.masked]
 
 
 def _sum_products(counts: Sequence[float], each_s: Sequence[float]) -> float:

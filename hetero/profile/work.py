@@ -7,6 +7,7 @@ import msgspec
 
 from hetero.profile.knots import hat_weights
 from hetero.profile.quantities import NotNegative, OneOrMore
+from hetero.profile.tiling import TILE_ROWS
 
 # Of contexts, in cells, for which it is known what a cell of them costs: the longer what one head
 # reads before the next one reads its neighbours' bytes, the less of it is still in any cache.
@@ -14,9 +15,6 @@ LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 
 # llama.cpp multiplies repacked weights with so many rows at a time, the rest with one by one.
 PACK_ROWS = 4
-
-# llama.cpp attends in tiles of so many rows of a sequence where a step has as many, on f16 caches.
-TILE_ROWS = 64
 
 _LOG_LENGTHS = [math.log2(length) for length in LENGTHS]
 
@@ -53,12 +51,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def fills_tile(self) -> bool:
+        """Has as many rows of one sequence."""
         return self.cells > 0 and self.rows >= TILE_ROWS
-
-    @property
-    def tile_pairs(self) -> float:
-        """Visible pairs, if the last tile's rows were all there."""
-        return self.visible / self.rows * TILE_ROWS * -(-self.rows // TILE_ROWS)
 
 
 def chunk_work(num_tokens: int, cached_tokens: int, other_cells: int, unified: bool) -> Work:

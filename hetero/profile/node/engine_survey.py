@@ -126,7 +126,7 @@ class EngineSurvey:
 
     def _corners(self, role: Role, cache: Cache) -> list[Point]:
         if cache == self._caches[0]:
-            return corners(role, self._domain, in_tiles=cache.has_tiles)
+            return corners(role, self._domain, in_tiles=cache.tiling is not None)
         return self._few_corners(role, cache)
 
     def _few_corners(self, role: Role, cache: Cache) -> list[Point]:
@@ -134,7 +134,7 @@ class EngineSurvey:
         return few_corners(
             role,
             self._domain,
-            in_tiles=cache.has_tiles,
+            in_tiles=cache.tiling is not None,
             with_middle=is_first,
             with_others=cache.unified,
         )

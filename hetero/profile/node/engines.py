@@ -39,8 +39,12 @@ from hetero.profile.node_profile import (
 )
 from hetero.profile.other_types import estimated_fits
 from hetero.profile.states import States
+from hetero.profile.tiling import Tiling
 
 KVTypes = tuple[str, str]  # of K and of V
+
+# What llama.cpp's engine for CPUs attends to in tiles.
+_TILED: KVTypes = ("f16", "f16")
 
 # What threads are tried on: a few sequences, a short chunk.
 _TRIED_ROWS: dict[Role, int] = {"decode": 4, "prefill": 64}
@@ -71,7 +75,7 @@ class Engines(Owned):
             types: States(model, layout, num_threads=options.num_cores)
             for types, layout in layouts.items()
         }
-        self._caches = [Cache(unified, *types) for unified in (False, True) for types in layouts]
+        self._first = Cache(False, *next(iter(layouts)))
         self.threads: dict[Role, int] = {}
         self.tried: dict[Role, dict[int, float]] = {}
         self.request_s = first_token_s(model)
@@ -84,7 +88,7 @@ class Engines(Owned):
         """until: of `time.monotonic`; what is begun is finished, and something is tried."""
         domain, options = self._options.domain, self._options
         counts = candidates(options.num_cores) if options.threads is None else [options.threads]
-        with self._rig(self._caches[0]) as rig:
+        with self._rig(self._first) as rig:
             cells = min(_TRIED_CELLS, domain.context_tokens // 2)
             for role in ROLES:
                 rows = min(_TRIED_ROWS[role], domain.most_rows(role))
@@ -98,9 +102,15 @@ class Engines(Owned):
 
     def survey(self, seconds: float, progress: Callable[[float], None]) -> int:
         """How many of the steps that were planned were left out: too long, or too late."""
+        tiling = Tiling(heads=self._model.num_heads, threads=self.threads["prefill"])
+        caches = [
+            Cache(unified, *types, tiling if types == _TILED else None)
+            for unified in (False, True)
+            for types in self._layouts
+        ]
         self._survey = EngineSurvey(
             self._rig,
-            self._caches,
+            caches,
             self._options.domain,
             self.pilots,
             self.threads,
@@ -123,7 +133,7 @@ class Engines(Owned):
         if size < 1:
             return []
         cells = min(_TRIED_CELLS, domain.context_tokens // 2)
-        with self._rig(self._caches[0]) as rig:
+        with self._rig(self._first) as rig:
             rig.set_threads(self.threads["decode"])
             found = [
                 prefill_beside_decode(rig, size, cells),
@@ -140,7 +150,7 @@ class Engines(Owned):
         """Decode steps of a full batch."""
         domain = self._options.domain
         cells = min(_TRIED_CELLS, domain.context_tokens // 2)
-        with self._rig(self._caches[0]) as rig:
+        with self._rig(self._first) as rig:
             rig.set_threads(self.threads["decode"])
             rig.hold([cells] * domain.max_sequences)
             return soak(lambda: rig.time_step(domain.max_sequences), seconds, cpus, say)

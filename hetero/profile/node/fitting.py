@@ -20,6 +20,7 @@ from scipy.optimize import nnls
 from hetero.profile.knots import hat_weights
 from hetero.profile.node_profile import FitError, Sample
 from hetero.profile.step_cost import StepCost, TileCost, plain_counts, tile_counts
+from hetero.profile.tiling import Tiling
 from hetero.profile.work import LENGTHS, Work
 
 # A sample this many times further off than most counts for less.
@@ -40,9 +41,8 @@ _STRAIGHT = 0.15
 # weighs as much as an error of a fiftieth in one sample.
 _ALIKE = 0.2
 
-# Of each pair of types: all counts of attention but masked pairs.
+# Of each pair of types: all counts of attention but masked pairs, and after them a tile's pair.
 _NUM_PLAIN = len(LENGTHS) + 2
-_NUM_TILES = 3
 
 _Matrix = npt.NDArray[np.float64]
 
@@ -54,19 +54,14 @@ class Cache:
     unified: bool
     kv_k: str
     kv_v: str
-    on_cpu: bool = True
+    tiling: Tiling | None = None  # None: never attended to in tiles
 
     @property
     def types(self) -> tuple[str, str]:
         return self.kv_k, self.kv_v
 
-    @property
-    def has_tiles(self) -> bool:
-        """llama.cpp's engine for CPUs has them, for f16 only."""
-        return self.on_cpu and self.types == ("f16", "f16")
-
-    def in_tiles(self, work: Work) -> bool:
-        return self.has_tiles and work.fills_tile
+    def tiling_of(self, work: Work) -> Tiling | None:
+        return self.tiling if work.fills_tile else None
 
 
 Samples = Mapping[Cache, Sequence[Sample]]
@@ -109,10 +104,11 @@ def fit_costs(samples: Samples, knots: Sequence[int]) -> dict[Cache, StepCost]:
     tiled = {
         cache.types
         for cache, of_cache in samples.items()
-        if any(cache.in_tiles(sample.work) for sample in of_cache)
+        if any(cache.tiling_of(sample.work) for sample in of_cache)
     }
     return {
-        cache: columns.cost(cache, solution, has_tiles=cache.types in tiled) for cache in samples
+        cache: columns.cost(cache, solution, cache.tiling if cache.types in tiled else None)
+        for cache in samples
     }
 
 
@@ -172,7 +168,7 @@ class _Columns:
     def __init__(self, caches: Sequence[Cache], knots: Sequence[int]) -> None:
         self._knots = list(knots)
         types = list(dict.fromkeys(cache.types for cache in caches))
-        of_types = 1 + _NUM_PLAIN + _NUM_TILES
+        of_types = 1 + _NUM_PLAIN + 1
         self._rest = len(knots)
         self._types = {each: self._rest + 1 + of_types * i for i, each in enumerate(types)}
         modes = self._rest + 1 + of_types * len(types)
@@ -188,9 +184,9 @@ class _Columns:
         line[self._rest] = work.rest_rows
         first, masked = self._types[cache.types], self._masked[cache]
         line[first] = line[self._modes[cache.unified]] = work.rows
-        if cache.in_tiles(work):
-            *shared, line[masked + 1] = tile_counts(work)
-            line[first + 1 + _NUM_PLAIN :][:_NUM_TILES] = shared
+        tiling = cache.tiling_of(work)
+        if tiling is not None:
+            line[[first + 1 + _NUM_PLAIN, masked + 1]] = tile_counts(work, tiling)
         else:
             *shared, line[masked] = plain_counts(work)
             from_length = np.cumsum(shared[: len(LENGTHS)][::-1])[::-1]
@@ -234,7 +230,7 @@ class _Columns:
                 for cache, of_cache in samples.items()
                 if cache.types == types
                 for sample in of_cache
-                if sample.work.visible and not cache.in_tiles(sample.work)
+                if sample.work.visible and cache.tiling_of(sample.work) is None
             ]
             if not of_types:
                 continue
@@ -250,19 +246,19 @@ class _Columns:
                 line[first + 1 + index :][:2] = 0.5, -0.5
                 yield _STRAIGHT / cell_s * line
 
-    def cost(self, cache: Cache, solution: _Matrix, *, has_tiles: bool) -> StepCost:
+    def cost(self, cache: Cache, solution: _Matrix, tiling: Tiling | None) -> StepCost:
         """What no sample tells is like what is nearest: a length like the one before it, many rows
         like few."""
         first = self._types[cache.types]
         row_s = float(solution[first] + solution[self._modes[cache.unified]])
         rows_s = np.cumsum(solution[: len(self._knots)]) + row_s * np.array(self._knots)
         plain = solution[first + 1 :][:_NUM_PLAIN]
-        visible_s, pair_s, tile_cell_s = solution[first + 1 + _NUM_PLAIN :][:_NUM_TILES].tolist()
         cell_s, deep_cell_s = plain[len(LENGTHS) :].tolist()
         masked_s, tile_masked_s = solution[self._masked[cache] :][:2].tolist()
-        tiles = TileCost(
-            visible_s=visible_s, pair_s=pair_s, cell_s=tile_cell_s, masked_s=tile_masked_s
-        )
+        tiles = None
+        if tiling is not None:
+            pair_s = float(solution[first + 1 + _NUM_PLAIN])
+            tiles = TileCost(tiling=tiling, pair_s=pair_s, masked_s=tile_masked_s)
         return StepCost(
             rows=self._knots,
             rows_s=rows_s.tolist(),
@@ -271,7 +267,7 @@ class _Columns:
             cell_s=cell_s,
             deep_cell_s=deep_cell_s,
             masked_s=masked_s,
-            tiles=tiles if has_tiles else None,
+            tiles=tiles,
         )
 
 

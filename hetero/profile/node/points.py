@@ -11,14 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from hetero.profile.node_profile import Role
-from hetero.profile.work import LENGTHS, TILE_ROWS, Work, chunk_work, step_work
+from hetero.profile.tiling import TILE_ROWS
+from hetero.profile.work import LENGTHS, Work, chunk_work, step_work
 
 # A step appends a cell, and a context is never quite empty.
 _LEAST_CELLS = 16
 _TOUR_POINTS = 4
-
-# Rows whose last tile is half full.
-_BEGUN_TILES = (3 * TILE_ROWS // 2, 5 * TILE_ROWS // 2)
 
 # A length is clearly shorter than the longest context if it is no more than this share of it.
 _SHORTER = 0.8
@@ -74,7 +72,7 @@ def corners(role: Role, domain: Domain, *, in_tiles: bool) -> list[Point]:
     short = _LEAST_CELLS if role == "decode" else 0
     near = [Point(role, rows, _cells(role, rows, short)) for rows in domain.knots(role)]
     far = [_far(role, rows, domain) for rows in _few_rows(role, domain, in_tiles)]
-    return near + far + _middle(role, domain, in_tiles) + _padded(role, domain)
+    return near + far + _middle(role, domain) + _padded(role, domain)
 
 
 def few_corners(
@@ -95,7 +93,7 @@ def few_corners(
     points += [_far(role, rows, domain) for rows in sorted(some)]
     points += _padded(role, domain)
     if with_middle:
-        points += _middle(role, domain, in_tiles)
+        points += _middle(role, domain)
         if in_tiles and largest not in some:
             points.append(_far(role, largest, domain))
     if with_others and domain.max_sequences > 1:
@@ -129,20 +127,17 @@ def _padded(role: Role, domain: Domain) -> list[Point]:
     return [Point(role, rows, (domain.context_tokens - 1, *[_LEAST_CELLS] * (rows - 1)))]
 
 
-def _middle(role: Role, domain: Domain, in_tiles: bool) -> list[Point]:
+def _middle(role: Role, domain: Domain) -> list[Point]:
     """With about as many cells as each length has that is clearly shorter than the longest context:
-    few and many rows at the first, an average at the others. Without begun tiles nothing would tell
-    them from whole ones."""
+    few and many rows at the first, an average at the others."""
     knots = [rows for rows in domain.knots(role) if rows < TILE_ROWS]
     middle = knots[len(knots) // 2]
     some = {knots[0], middle, knots[-1]}
-    most = min(domain.chunk_tokens, domain.context_tokens)
-    begun = [rows for rows in _BEGUN_TILES if role == "prefill" and in_tiles and rows <= most]
     short_of = _SHORTER * domain.context_tokens
     lengths = [length - TILE_ROWS for length in LENGTHS if length <= short_of]
     if not lengths:
-        return [Point(role, rows, _cells(role, rows, 0)) for rows in begun]
-    points = [Point(role, rows, _cells(role, rows, lengths[0])) for rows in sorted({*some, *begun})]
+        return []
+    points = [Point(role, rows, _cells(role, rows, lengths[0])) for rows in sorted(some)]
     return points + [Point(role, middle, _cells(role, middle, cells)) for cells in lengths[1:]]
 
 

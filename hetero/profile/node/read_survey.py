@@ -29,7 +29,7 @@ class ReadSurvey:
     def __init__(
         self, engine: PrefillEngine, context_tokens: int, *, unified: bool = False
     ) -> None:
-        self.cache = Cache(unified, engine.layout.k_type, engine.layout.v_type, on_cpu=False)
+        self.cache = Cache(unified, engine.layout.k_type, engine.layout.v_type)
         self._engine = engine
         self._longest = min(context_tokens, engine.max_prompt_tokens)
         domain = Domain(1, self._longest, min(engine.chunk_tokens, self._longest))
