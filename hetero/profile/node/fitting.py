@@ -15,9 +15,9 @@ from statistics import mean, median
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from hetero.profile.knots import hat_weights
+from hetero.profile.node.nnls import nnls
 from hetero.profile.node_profile import FitError, Sample
 from hetero.profile.step_cost import StepCost, TileCost, plain_counts, tile_counts
 from hetero.profile.tiling import Tiling
@@ -278,15 +278,18 @@ def _robust_nnls(matrix: _Matrix, seconds: _Matrix, priors: Sequence[_Matrix]) -
     priors: lines whose products with the solution should be zero.
     """
     relative = matrix / seconds[:, None]
-    # Columns are of very different size: rows near 1, pairs of cells near 1e6.
-    scale = np.maximum(relative.max(axis=0), 1e-300)
-    relative = relative / scale
-    extra = np.array(priors).reshape(len(priors), len(scale)) / scale
+    extra = np.array(priors).reshape(len(priors), relative.shape[1])
+    # Columns are of very different size: rows near 1, pairs of cells near 1e6. Some are empty.
+    largest = np.abs(np.vstack([relative, extra])).max(axis=0)
+    scale = np.where(largest > 0, largest, 1)
+    relative, extra = relative / scale, extra / scale
     weights = np.ones(len(seconds))
+    solution = np.zeros(len(scale))
     for _ in range(_NUM_REWEIGHTS):
-        solution, _ = nnls(
+        solution = nnls(
             np.vstack([relative * weights[:, None], extra]),
             np.concatenate([weights, np.zeros(len(priors))]),
+            solution,
         )
         errors = relative @ solution - 1  # negative: slower than predicted
         scatter = max(_LEAST_SCATTER, float(np.median(np.abs(errors))))
