@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from hetero.profile.node import engine_survey
 from hetero.profile.node.engine_survey import ROLES, EngineSurvey
 from hetero.profile.node.fitting import Cache
-from hetero.profile.node.pilot import PILOTS
+from hetero.profile.node.pilot import PILOTS, PilotLog
 from hetero.profile.node.points import Domain, tour
 from hetero.profile.step_cost import StepCost, TileCost
 from hetero.profile.tiling import Tiling
@@ -47,12 +47,14 @@ class Clock:
 
 
 class Machine:
-    """places: how much longer attention takes in one cache after the other, of those opened."""
+    """places: how much longer attention takes in one cache after the other, of those opened.
+    drifts: between full speed and two thirds of it, and back within a minute."""
 
-    def __init__(self, clock, places=(1.0,), scale=1.0):
+    def __init__(self, clock, places=(1.0,), scale=1.0, *, drifts=False):
         self.clock = clock
         self.places = cycle(places)
         self.scale = scale
+        self.drifts = drifts
         self.longest_s = 0.0
 
     def cost(self, cache):
@@ -60,6 +62,13 @@ class Machine:
 
     def true_s(self, cache, work):
         return self.scale * self.cost(cache).seconds(work)
+
+    def take(self, undisturbed_s):
+        speed = 5 / 6 + np.cos(2 * np.pi * self.clock.now / 60) / 6 if self.drifts else 1.0
+        seconds = undisturbed_s / speed
+        self.clock.now += seconds
+        self.longest_s = max(self.longest_s, seconds)
+        return seconds
 
     @contextmanager
     def open_rig(self, cache):
@@ -88,25 +97,18 @@ class Rig:
     def _take(self, work):
         machine = self._machine
         rows_s = machine.scale * machine.cost(self._cache).rows_seconds(work)
-        seconds = rows_s + self._place * (machine.true_s(self._cache, work) - rows_s)
-        machine.clock.now += seconds
-        machine.longest_s = max(machine.longest_s, seconds)
-        return seconds
+        return machine.take(rows_s + self._place * (machine.true_s(self._cache, work) - rows_s))
 
 
-class SteadyPilots:
-    """A machine that is always as fast."""
+class FlownPilots:
+    """As the machine flies them at that moment."""
 
-    def __init__(self, clock):
-        self._clock = clock
-        self.logs = dict.fromkeys(PILOTS, self)
+    def __init__(self, machine):
+        self._machine = machine
+        self.logs = {name: PilotLog() for name in PILOTS}
 
     def run(self, name):
-        self._clock.now += 0.01
-        return 0
-
-    def speed(self, run):
-        return 1.0
+        return self.logs[name].add([self._machine.take(0.01)])
 
 
 @pytest.fixture
@@ -117,7 +119,7 @@ def clock(monkeypatch):
 
 
 def surveyed(machine, seconds):
-    pilots = SteadyPilots(machine.clock)
+    pilots = FlownPilots(machine)
     threads, random = dict.fromkeys(ROLES, 1), np.random.default_rng(0)
     survey = EngineSurvey(machine.open_rig, CACHES, DOMAIN, pilots, threads, random)
     survey.run(seconds, lambda share: None)
@@ -148,6 +150,13 @@ def test_the_true_costs_are_found_within_the_time(clock):
 def test_where_a_cache_happens_to_lie_does_not_become_what_a_step_costs(clock):
     """Of seven one lies badly and one well: neither is what is usual."""
     machine = Machine(clock, places=(1.2, 1.0, 1.0, 1.0, 0.85, 1.0, 1.0))
+    survey = surveyed(machine, 200)
+    assert np.median(off(machine, survey)) < 0.02
+    assert np.quantile(off(machine, survey), 0.9) < 0.04
+
+
+def test_a_machine_that_slows_and_recovers_is_told_from_steps_that_cost_more(clock):
+    machine = Machine(clock, drifts=True)
     survey = surveyed(machine, 200)
     assert np.median(off(machine, survey)) < 0.02
     assert np.quantile(off(machine, survey), 0.9) < 0.04

@@ -18,10 +18,12 @@ from hetero.experiment.models import model_file
 from hetero.experiment.profile_bench import held_out
 from hetero.experiment.profile_bench.serving_memory import serving_peak_bytes
 from hetero.experiment.profile_bench.settings import Settings
+from hetero.machine.interleaving import interleave
 from hetero.profile.agreement import agreement
 from hetero.profile.document import read_node_profile
 from hetero.profile.node_profile import NodeProfile
 from hetero.profile.provenance import provenance
+from hetero.serve.pinning import run_on
 
 _HELD_OUT_S = 3600.0
 
@@ -98,6 +100,10 @@ def _measure(settings: Settings, name: str, say: Say) -> list[Figure]:
 
 
 def _held_out(settings: Settings, name: str, path: Path, profile: NodeProfile) -> list[Figure]:
+    """Where the profile was taken: on those processors, in that memory."""
+    place = profile.settings["decode"]  # any role's: they are found together
+    run_on(place.cpus)
+    interleave(place.interleave)
     return held_out.measure(
         settings, name, path, profile, partial(print, file=sys.stderr, flush=True)
     )
