@@ -46,9 +46,11 @@ GIB = 2**30
 @pytest.fixture
 def sizes():
     path = model_path("demo")
+    spec = gguf_to_spec(GGUFFile.open(path))
     return PrefillSizes(
         model=path,
-        layout=model_layout(gguf_to_spec(GGUFFile.open(path)), "q8_0", "f16"),
+        layout=model_layout(spec, "q8_0", "f16"),
+        vocab_size=spec.vocab_size,
         context_tokens=256,
         chunk_tokens=32,
         threads=1,
@@ -200,6 +202,47 @@ def test_an_engine_that_fails_on_the_way_is_closed_and_leaves_its_samples(sizes)
     assert 1 <= len(fit.samples) <= 8
 
 
+def test_what_torch_or_triton_raise_is_said_with_its_type_and_the_samples_stay(sizes):
+    said = []
+
+    class Compiling(Failing):
+        def read(self, slices):
+            if not self.steps_left:
+                raise RuntimeError("CUDA error: no kernel image")
+            return super().read(slices)
+
+    def open_failing():
+        return Compiling(
+            sizes.model, sizes.layout, context_tokens=256, num_threads=1, chunk_tokens=32
+        )
+
+    found = measure_read(replace(llama_on_gpu(sizes), open=open_failing), 256, 60.0, said.append)
+    assert said[-1].endswith("not measured further: RuntimeError: CUDA error: no kernel image")
+    assert found.fits(QUIET, 0.0)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no driver"), OSError("no compiler")])
+def test_an_engine_that_fails_to_open_in_its_own_way_is_said(sizes, error):
+    said = []
+
+    def failing():
+        raise error
+
+    assert (
+        measure_read(replace(torch_on("cuda:0", sizes), open=failing), 256, 1, said.append) is None
+    )
+    [line] = said
+    assert line.endswith(f"not measured: {type(error).__name__}: {error}")
+
+
+def test_an_interrupt_ends_the_profile(sizes):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_read(replace(llama_on_gpu(sizes), open=interrupted), 256, 1.0, print)
+
+
 def test_an_engine_that_can_not_be_made_is_said_and_gives_its_memory_back(sizes, monkeypatch):
     freed, said = [], []
     for owned in (Model, Context):
@@ -235,6 +278,10 @@ def test_a_profile_holds_llamas_prefill_on_a_gpu_beside_the_cpus(tmp_path, monke
     [on_gpu] = [fit for fit in measured if fit.device == "gpu"]
     assert fit_name(on_gpu) == "llama gpu q8_0/q8_0 unified"
     assert on_gpu.chunk_tokens == 64
+    # Once, for every device: the three pairs that it lacks.
+    estimated = [(fit.role, fit_name(fit)) for fit in profile.fits if fit.source == "estimated"]
+    assert len(estimated) == len(set(estimated)) == 5 * 3
+    assert sum("gpu" in name for _, name in estimated) == 3
     assert {(fit.role, fit.unified) for fit in measured if fit.device == "cpu"} == {
         (role, unified) for role in ("decode", "prefill") for unified in (False, True)
     }

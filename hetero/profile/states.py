@@ -18,6 +18,7 @@ from hetero.llama.batch import Batch
 from hetero.llama.context import Context, ContextConfig
 from hetero.llama.model import Model
 from hetero.prefill.frame_plan import layer_groups, token_ranges
+from hetero.profile.random_text import RandomText
 
 _KINDS: tuple[Kind, Kind] = ("k", "v")
 _NUM_READ = 16
@@ -28,7 +29,7 @@ class States:
 
     def __init__(self, model: Model, layout: KVLayout, *, num_threads: int) -> None:
         self.layout = layout
-        tokens = np.random.default_rng(0).integers(3, model.vocab.num_tokens, _NUM_READ).tolist()
+        tokens = RandomText(model.vocab.num_tokens).draw(_NUM_READ).tolist()
         config = ContextConfig(
             num_sequences=1,
             tokens_per_sequence=_NUM_READ,

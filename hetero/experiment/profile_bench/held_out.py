@@ -26,7 +26,7 @@ from hetero.experiment.engine_bench.driven_engine import DrivenEngine
 from hetero.experiment.figures import Figure, Say, at_most
 from hetero.experiment.models import layout_of
 from hetero.experiment.profile_bench.settings import Settings
-from hetero.experiment.turns import quantile, timed_steps
+from hetero.experiment.turns import timed_steps
 from hetero.llama.model import Model
 from hetero.messages import Sampling
 from hetero.prefill.engine import Slice
@@ -34,13 +34,14 @@ from hetero.prefill.llama_engine import LlamaEngine
 from hetero.profile.node.pilot import Pilots
 from hetero.profile.node.rig import StepRig
 from hetero.profile.node_profile import PILOT_OF, EngineFit, NodeProfile, Role
+from hetero.profile.quantile import quantile
+from hetero.profile.random_text import RandomText
 from hetero.profile.states import States
 
 _PASSES = 3
 _STEPS = 6
 _SAMPLING = Sampling(ignore_eos=True)
 _LEAST_TOKENS = 16
-_TOKEN = 5  # of text, any
 
 _Prompt = tuple[int, int]  # tokens, and those that are cached before them
 _ReadPrompt = Callable[[_Prompt], list[float]]  # seconds of its chunks
@@ -240,6 +241,7 @@ class _Draw:
     def _read_by_engine(self) -> Iterator[_ReadPrompt]:
         """By the engine of a prefill node, to frames of rows."""
         settings, fit = self.settings, self.fit
+        text = RandomText(self.model.vocab.num_tokens)
         engine = LlamaEngine(
             self.path,
             self.states.layout,
@@ -251,7 +253,7 @@ class _Draw:
         def chunks_s(prompt: _Prompt) -> list[float]:
             self.fly()
             num_tokens, cached = prompt
-            run = engine.start([_TOKEN] * (cached + num_tokens))
+            run = engine.start(text.draw(cached + num_tokens).tolist())
             if cached:
                 engine.context.restore_sequence(0, self.states.make(cached, 1, seed=0))
                 run.num_read = cached

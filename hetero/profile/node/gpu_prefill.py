@@ -26,6 +26,7 @@ class PrefillSizes:
 
     model: Path
     layout: KVLayout
+    vocab_size: int
     context_tokens: int
     chunk_tokens: int
     threads: int
@@ -59,6 +60,7 @@ def llama_on_gpu(sizes: PrefillSizes) -> ClosedEngine:
         device=offload_device(sizes.gpu_layers, sizes.layout.num_layers),
         threads=sizes.threads,
         unified=True,
+        vocab_size=sizes.vocab_size,
         open=lambda: LlamaEngine(
             sizes.model,
             sizes.layout,
@@ -77,6 +79,7 @@ def torch_on(device: str, sizes: PrefillSizes) -> ClosedEngine:
         device=device,
         threads=sizes.threads,
         unified=False,
+        vocab_size=sizes.vocab_size,
         open=partial(_torch_engine, device, sizes),
     )
 

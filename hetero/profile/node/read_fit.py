@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from hetero.errors import HeteroError
 from hetero.prefill.engine import PrefillEngine
+from hetero.profile.node.foreign_errors import as_engine_errors
 from hetero.profile.node.interval import interval_of
 from hetero.profile.node.pilot import PilotLog
 from hetero.profile.node.read_survey import ReadSurvey
@@ -17,14 +18,16 @@ class ClosedEngine:
     """One that is yet to be opened.
 
     name: for people. device: a fit's, and its pilot's name: no two engines of a profile share it.
-    threads: that it is opened with. unified: whether its prompts share a pool of cells.
+    threads: that it is opened with. unified: whether its prompts share a pool of cells. vocab_size:
+    of its model.
     """
 
     name: str
     device: str
     threads: int
     unified: bool
-    open: Callable[[], PrefillEngine]  # raises HeteroError if it can't be made of this model here
+    vocab_size: int
+    open: Callable[[], PrefillEngine]  # raises if it can't be made of this model here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +70,20 @@ class ReadFit:
 def measure_read(
     closed: ClosedEngine, context_tokens: int, seconds: float, say: Callable[[str], None]
 ) -> ReadFit | None:
-    """None if the engine can't be made of this model here. What ends a survey early is said, too:
-    llama.cpp's prefill on the CPU is measured in any case."""
+    """None if the engine can't be made of this model here. What ends a survey early is said, too,
+    whosever error it is: llama.cpp's prefill on the CPU is measured in any case."""
     try:
-        engine = closed.open()
+        with as_engine_errors():
+            engine = closed.open()
     except HeteroError as error:
         say(f"{closed.name}: not measured: {error}")
         return None
     say(f"surveying {closed.name}")
     try:
-        survey = ReadSurvey(engine, context_tokens, unified=closed.unified)
+        survey = ReadSurvey(engine, context_tokens, closed.vocab_size, unified=closed.unified)
         try:
-            survey.run(seconds)
+            with as_engine_errors():
+                survey.run(seconds)
         except HeteroError as error:
             say(f"{closed.name}: not measured further: {error}")
     finally:

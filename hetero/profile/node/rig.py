@@ -20,6 +20,7 @@ from hetero.llama.model import Model
 from hetero.llama.sampler import Sampler
 from hetero.messages import Sampling
 from hetero.prefill.llama_export import export_chunk
+from hetero.profile.random_text import RandomText
 from hetero.profile.states import States
 
 # As an OpenAI client gets it by default; drawing from a large vocabulary is part of a step.
@@ -27,9 +28,6 @@ _SAMPLING = Sampling(ignore_eos=True)
 
 # What the prefill engines aim at.
 _FRAME_BYTES = 2 * 2**20
-
-# Below are a vocabulary's control tokens.
-_FIRST_TEXT_TOKEN = 3
 
 
 class StepRig(Owned):
@@ -69,8 +67,7 @@ class StepRig(Owned):
         self._states = states or States(model, layout, num_threads=num_threads)
         self._batch = Batch(max(chunk_tokens, num_sequences))
         self._cells = [0] * num_sequences
-        self._random = np.random.default_rng(0)
-        self._num_tokens = model.vocab.num_tokens
+        self._text = RandomText(model.vocab.num_tokens)
         self._samplers = [
             Sampler(model.vocab, _SAMPLING, sequence) for sequence in range(num_sequences)
         ]
@@ -115,7 +112,7 @@ class StepRig(Owned):
         batch, rows = self._batch, slice(num_rows)
         positions = self._cells[:num_rows]
         batch.num_rows = num_rows
-        batch.tokens[rows] = self._text(num_rows)
+        batch.tokens[rows] = self._text.draw(num_rows)
         batch.positions[rows] = positions
         batch.sequences[rows] = np.arange(num_rows)
         batch.wants_logits[rows] = 1
@@ -132,7 +129,7 @@ class StepRig(Owned):
         """Seconds to read so many tokens of a prompt whose cells that sequence holds. In a unified
         cache, which is a prefill node's, with the export of their rows."""
         first = self._cells[sequence]
-        tokens = self._text(num_tokens).tolist()
+        tokens = self._text.draw(num_tokens).tolist()
         self._batch.set_prompt(tokens, first, sequence, want_last=True)
         started = time.perf_counter()
         self.context.decode(self._batch)
@@ -178,9 +175,6 @@ class StepRig(Owned):
 
     def _state(self, num_cells: int, *, seed: int) -> npt.NDArray[np.uint8]:
         return self._states.make(num_cells, self.context.config.num_streams, seed)
-
-    def _text(self, num_tokens: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-        return self._random.integers(_FIRST_TEXT_TOKEN, self._num_tokens, num_tokens)
 
 
 def _give_back_free_memory() -> None:
