@@ -8,9 +8,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from statistics import median
 
+from hetero.errors import EngineError
+from hetero.profile.node.foreign_errors import as_engine_errors
 from hetero.profile.node.rig import StepRig
 from hetero.profile.node_profile import CoRun
 from hetero.transport.seals import KEY_BYTES, TAG_BYTES, make_seal
@@ -18,6 +21,11 @@ from hetero.transport.seals import KEY_BYTES, TAG_BYTES, make_seal
 _NUM_ROUNDS = 7
 _CHUNK_TOKENS = 64
 _FRAME_BYTES = 2 * 2**20
+
+# Of what has not moved a byte by then something is wrong.
+_LONGEST_WAIT_S = 5.0
+
+_Count = Callable[[], int]  # of bytes so far; raises EngineError if what moves them has failed
 
 
 def prefill_beside_decode(rig: StepRig, num_sequences: int, cells: int) -> CoRun:
@@ -72,7 +80,10 @@ def restore_beside_decode(rig: StepRig, num_sequences: int, cells: int) -> CoRun
 
 
 def receive_beside_decode(rig: StepRig, num_sequences: int, cells: int) -> CoRun:
-    """Decode steps while sealed KV comes in as fast as a thread takes it, opened as a node does."""
+    """Decode steps while sealed KV comes in as fast as a thread takes it, opened as a node does.
+
+    Raises: EngineError if it stops, or nothing comes in.
+    """
     slowdown, bytes_per_s = _beside(_receiving, rig, num_sequences, cells)
     return CoRun(
         source="measured",
@@ -88,7 +99,10 @@ def receive_beside_decode(rig: StepRig, num_sequences: int, cells: int) -> CoRun
 def copies_beside_decode(
     rig: StepRig, num_sequences: int, cells: int, copy: Callable[[], int]
 ) -> CoRun:
-    """Decode steps while a thread copies between host and GPU. copy: one round, its bytes."""
+    """Decode steps while a thread copies between host and GPU. copy: one round, its bytes.
+
+    Raises: EngineError if a copy fails, or moves nothing.
+    """
     slowdown, bytes_per_s = _beside(lambda: _copying(copy), rig, num_sequences, cells)
     return CoRun(
         source="measured",
@@ -101,7 +115,7 @@ def copies_beside_decode(
 
 
 def _beside(
-    running: Callable[[], AbstractContextManager[Callable[[], int]]],
+    running: Callable[[], AbstractContextManager[_Count]],
     rig: StepRig,
     num_sequences: int,
     cells: int,
@@ -115,37 +129,51 @@ def _beside(
         alone.append(rig.time_step(num_sequences))
         with running() as num_bytes:
             rig.time_step(num_sequences)
-            before, started = num_bytes(), time.perf_counter()
-            beside.append(rig.time_step(num_sequences))
-            rates.append((num_bytes() - before) / (time.perf_counter() - started))
+            seconds, bytes_per_s = _step_beside(num_bytes, lambda: rig.time_step(num_sequences))
+            beside.append(seconds)
+            rates.append(bytes_per_s)
     return median(beside) / median(alone), median(rates)
 
 
+def _step_beside(num_bytes: _Count, step: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of a step and bytes per second: of as many steps as it takes until some bytes have
+    moved, since a small model's are shorter than a frame."""
+    before, started = num_bytes(), time.perf_counter()
+    steps = [step()]
+    while num_bytes() == before:
+        waited_s = time.perf_counter() - started
+        if waited_s > _LONGEST_WAIT_S:
+            raise EngineError(f"need bytes moved beside steps, have none in {waited_s:.1f} s")
+        steps.append(step())
+    return median(steps), (num_bytes() - before) / (time.perf_counter() - started)
+
+
 @contextmanager
-def _copying(copy: Callable[[], int]) -> Iterator[Callable[[], int]]:
+def _copying(copy: Callable[[], int]) -> Iterator[_Count]:
     """A thread that copies until it is told to stop; how many bytes it has copied so far."""
-    ends = threading.Event()
+    is_over = threading.Event()
     num_bytes = 0
 
     def work() -> None:
         nonlocal num_bytes
-        while not ends.is_set():
+        while not is_over.is_set():
             num_bytes += copy()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield lambda: num_bytes
-    finally:
-        ends.set()
-        thread.join()
+    with _in_threads(work, stop=is_over.set) as raise_failure:
+
+        def count() -> int:
+            raise_failure()
+            return num_bytes
+
+        yield count
 
 
 @contextmanager
-def _receiving() -> Iterator[Callable[[], int]]:
+def _receiving() -> Iterator[_Count]:
     """Frames between two threads over a socket; how many bytes have been opened so far."""
     key = secrets.token_bytes(KEY_BYTES)
     ours, theirs = socket.socketpair()
+    is_over = threading.Event()
     num_bytes = 0
 
     def send() -> None:
@@ -155,7 +183,8 @@ def _receiving() -> Iterator[Callable[[], int]]:
                 for part in seal.seal(frame):
                     theirs.sendall(part)
         except OSError:
-            return  # closed: it is over
+            if not is_over.is_set():
+                raise
 
     def receive() -> None:
         nonlocal num_bytes
@@ -163,25 +192,45 @@ def _receiving() -> Iterator[Callable[[], int]]:
         while True:
             have = 0
             while have < len(frame):
-                try:
-                    received = ours.recv_into(frame[have:])
-                except OSError:
-                    return
+                received = ours.recv_into(frame[have:])
                 if not received:
                     return
                 have += received
             seal.open(frame)
             num_bytes += _FRAME_BYTES
 
-    threads = [threading.Thread(target=work, daemon=True) for work in (send, receive)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield lambda: num_bytes
-    finally:
+    def stop() -> None:
+        is_over.set()
         for end in (ours, theirs):
             end.shutdown(socket.SHUT_RDWR)
-        for thread in threads:
-            thread.join()
-        for end in (ours, theirs):
-            end.close()
+
+    with ours, theirs, _in_threads(send, receive, stop=stop) as raise_failure:
+
+        def count() -> int:
+            raise_failure()
+            return num_bytes
+
+        yield count
+
+
+@contextmanager
+def _in_threads(
+    *works: Callable[[], None], stop: Callable[[], None]
+) -> Iterator[Callable[[], None]]:
+    """Threads that work until `stop`. What one of them has failed with is raised by what is
+    yielded, and at the end: steps beside a dead thread are undisturbed."""
+    futures: list[Future[None]] = []
+
+    def raise_failure() -> None:
+        for future in futures:
+            if future.done():
+                with as_engine_errors():
+                    future.result()
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        try:
+            futures += [pool.submit(work) for work in works]
+            yield raise_failure
+        finally:
+            stop()
+    raise_failure()
