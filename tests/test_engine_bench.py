@@ -23,10 +23,11 @@ from hetero.experiment.engine_bench.driven_engine import FIRST_TOKEN, DrivenEngi
 from hetero.experiment.engine_bench.settings import full_settings, quick_settings
 from hetero.experiment.figures import Figure, at_least, at_most
 from hetero.experiment.models import layout_of
-from hetero.experiment.turns import quantile, ratios, take_turns, timed_steps
+from hetero.experiment.turns import ratios, take_turns, timed_steps
 from hetero.kv.staging import StagingBlob
 from hetero.launch.cluster_keys import make_cluster_keys
 from hetero.llama.model import Model
+from hetero.profile.quantile import quantile
 from hetero.profile.states import States, state_frames
 from hetero.serve.config import DecodeConfig
 from hetero.serve.start import run_decode

@@ -8,10 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from hetero.profile.node import engine_survey
+from hetero.profile.node.cache import Cache
 from hetero.profile.node.engine_survey import ROLES, EngineSurvey
-from hetero.profile.node.fitting import Cache
 from hetero.profile.node.pilot import PILOTS, PilotLog
-from hetero.profile.node.points import Domain, tour
+from hetero.profile.node.points import Domain, corners, few_corners, tour
 from hetero.profile.step_cost import StepCost, TileCost
 from hetero.profile.tiling import Tiling
 from hetero.profile.work import chunk_work, step_work
@@ -48,7 +48,7 @@ class Clock:
 
 class Machine:
     """places: how much longer attention takes in one cache after the other, of those opened.
-    drifts: between full speed and two thirds of it, and back within a minute."""
+    drifts: between full speed and two thirds of it, and back within four minutes."""
 
     def __init__(self, clock, places=(1.0,), scale=1.0, *, drifts=False):
         self.clock = clock
@@ -56,6 +56,7 @@ class Machine:
         self.scale = scale
         self.drifts = drifts
         self.longest_s = 0.0
+        self.taken = set()  # caches, and works of the steps that were taken there
 
     def cost(self, cache):
         return replace(PLAIN, tiles=TILES) if cache.types == ("f16", "f16") else PLAIN
@@ -64,7 +65,7 @@ class Machine:
         return self.scale * self.cost(cache).seconds(work)
 
     def take(self, undisturbed_s):
-        speed = 5 / 6 + np.cos(2 * np.pi * self.clock.now / 60) / 6 if self.drifts else 1.0
+        speed = 5 / 6 + np.cos(2 * np.pi * self.clock.now / 240) / 6 if self.drifts else 1.0
         seconds = undisturbed_s / speed
         self.clock.now += seconds
         self.longest_s = max(self.longest_s, seconds)
@@ -96,6 +97,7 @@ class Rig:
 
     def _take(self, work):
         machine = self._machine
+        machine.taken.add((self._cache, work))
         rows_s = machine.scale * machine.cost(self._cache).rows_seconds(work)
         return machine.take(rows_s + self._place * (machine.true_s(self._cache, work) - rows_s))
 
@@ -170,9 +172,44 @@ def test_every_cache_gets_points_drawn_at_random_when_corners_alone_would_fill_t
             assert sum(sample.drawn for sample in samples) >= 3, (role, cache)
 
 
+def planned():
+    """Of each cache: all corners of the first, fewer of the others, contexts in between where a
+    pair of types is met for the first time, others' cells where there is a pool."""
+    for role in ROLES:
+        for cache in CACHES:
+            in_tiles = cache.types == ("f16", "f16")
+            if cache == CACHES[0]:
+                points = corners(role, DOMAIN, in_tiles=in_tiles)
+            else:
+                points = few_corners(
+                    role,
+                    DOMAIN,
+                    in_tiles=in_tiles,
+                    with_lengths=not cache.unified,
+                    with_others=cache.unified,
+                )
+            yield from ((cache, point.work(cache.unified)) for point in points)
+
+
 def test_steps_that_would_take_too_much_of_the_time_are_left_out_and_counted(clock):
     machine = Machine(clock, scale=8)
     survey = surveyed(machine, 40)
-    assert survey.num_left_out > 0
+    left_out = [step for step in planned() if step not in machine.taken]
+    assert survey.num_left_out == len(left_out) > 0
     # A twentieth, and a third more for what extrapolation does not know.
     assert machine.longest_s < 40 / 20 * 1.33
+
+
+def test_steps_that_come_too_late_are_left_out_and_counted(clock):
+    machine = Machine(clock)
+    survey = surveyed(machine, 2)
+    left_out = [step for step in planned() if step not in machine.taken]
+    assert {cache for cache, _ in left_out} >= set(CACHES[2:])
+    assert survey.num_left_out == len(left_out)
+
+
+def test_where_there_is_time_for_all_none_is_left_out(clock):
+    machine = Machine(clock)
+    survey = surveyed(machine, 200)
+    assert set(planned()) <= machine.taken
+    assert survey.num_left_out == 0

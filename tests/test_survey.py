@@ -1,12 +1,13 @@
 """Points, fits and when to stop, on a machine whose true costs are known."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from hetero.profile.node.fitting import Cache, cross_validate, fit, fit_costs
+from hetero.profile.node.cache import Cache
+from hetero.profile.node.fitting import cross_validate, fit, fit_costs
 from hetero.profile.node.points import Domain, Point, corners, few_corners, tour
 from hetero.profile.node.survey import Survey, Timed
 from hetero.profile.node_profile import Sample
@@ -59,11 +60,11 @@ class Machine:
 
 
 def surveyed(machine, role="prefill", caches=(STREAMS, POOL), num_tours=6):
-    survey = Survey(role, caches, DOMAIN.knots(role))
+    survey = Survey(caches, DOMAIN.knots(role))
     random = np.random.default_rng(0)
     for cache in caches:
         points = few_corners(
-            role, DOMAIN, in_tiles=True, with_middle=True, with_others=cache.unified
+            role, DOMAIN, in_tiles=True, with_lengths=True, with_others=cache.unified
         )
         for point in corners(role, DOMAIN, in_tiles=True) if cache == caches[0] else points:
             survey.add(cache, machine.sample(cache, point, drawn=False))
@@ -85,11 +86,24 @@ def test_without_noise_the_true_costs_are_found(role):
             assert cost.seconds(work) == pytest.approx(TRUE[cache].seconds(work), rel=0.01)
 
 
-def test_a_machine_that_slows_down_half_way_is_the_same_machine():
-    survey = surveyed(Machine(speeds=(1.0, 0.6, 1.3)))
+def check_speeds_make_no_difference(machine, speeds):
+    survey = surveyed(machine)
+    assert {sample.speed for sample in survey.samples[STREAMS]} == speeds
     point = Point("prefill", 200, (1000,))
     true_s = TRUE[STREAMS].seconds(point.work(False))
     assert survey.predict_s(STREAMS, point) == pytest.approx(true_s, rel=0.01)
+
+
+def test_a_machine_that_slows_down_half_way_is_the_same_machine():
+    steady = Machine()
+    surveyed(steady)
+    half = steady.num_measured // 2
+    machine = Machine(speeds=(1.0,) * half + (0.6,) * (steady.num_measured - half))
+    check_speeds_make_no_difference(machine, {1.0, 0.6})
+
+
+def test_a_machine_that_is_slow_by_turns_is_the_same_machine():
+    check_speeds_make_no_difference(Machine(speeds=(1.0, 0.6, 1.3)), {1.0, 0.6, 1.3})
 
 
 def test_what_slows_a_third_of_the_samples_hardly_moves_the_fit():
@@ -135,7 +149,7 @@ def test_rows_of_any_cache_may_be_the_dearest():
 
 
 def test_of_several_measurements_of_a_step_the_middle_one_counts():
-    survey = Survey("prefill", [STREAMS], [64])
+    survey = Survey([STREAMS], [64])
     work = chunk_work(64, 0, 0, unified=False)
     for run, seconds in enumerate((0.3, 0.2, 0.25)):
         sample = Sample(work=work, seconds=seconds, speed=1, repeats=1)
@@ -147,11 +161,11 @@ def test_of_several_measurements_of_a_step_the_middle_one_counts():
 
 
 def test_a_step_is_measured_until_two_times_agree_but_not_for_ever():
-    survey = Survey("prefill", [STREAMS], [64])
+    survey = Survey([STREAMS], [64])
     work = chunk_work(64, 0, 0, unified=False)
 
     def certain_after(*all_seconds):
-        survey = Survey("prefill", [STREAMS], [64])
+        survey = Survey([STREAMS], [64])
         for seconds in all_seconds:
             sample = Sample(work=work, seconds=seconds, speed=1, repeats=1)
             survey.add(STREAMS, Timed(sample, 0))
@@ -194,7 +208,7 @@ def test_points_that_were_placed_are_not_left_out_of_the_fit():
 
 def test_a_bend_between_knots_gets_one_of_its_own():
     bend = plain_cost([4, 96, 100, 512], [0.02, 0.1, 0.4, 0.9], pair_s=0, masked_s=0)
-    survey = Survey("decode", [STREAMS], [4, 512])
+    survey = Survey([STREAMS], [4, 512])
 
     def work(rows):
         return Work(rows=rows, pairs=(0, 0, 0, 0, 0, 0), cells=0, masked=0)
@@ -277,7 +291,8 @@ def test_points_of_a_tour_fit_the_cache_and_only_shrink(role, unified):
 def test_corners_cover_every_knot_and_the_longest_context():
     for role in ("decode", "prefill"):
         points = corners(role, DOMAIN, in_tiles=True)
-        assert {point.rows for point in points} == set(DOMAIN.knots(role))
+        rest = {"decode": set(), "prefill": {7}}[role]  # rows that are met one by one
+        assert {point.rows for point in points} == set(DOMAIN.knots(role)) | rest
         appended = {"decode": 1, "prefill": 128}[role]
         assert any(max(point.cells) == DOMAIN.context_tokens - appended for point in points)
         longest = {
@@ -285,16 +300,59 @@ def test_corners_cover_every_knot_and_the_longest_context():
             for work in (point.work(unified=False) for point in points)
         }
         assert longest == {0, 1}  # of 1024 cells, and of 2048
+    for role in ("decode", "prefill"):
+        few = few_corners(role, DOMAIN, in_tiles=True, with_lengths=True, with_others=False)
+        assert set(few) <= set(corners(role, DOMAIN, in_tiles=True))
     padded = corners("decode", DOMAIN, in_tiles=True)[-1].work(unified=False)
     assert padded.masked > 6 * padded.visible
 
 
-@pytest.mark.parametrize("domain", [Domain(1, 64, 1), Domain(2, 64, 64), Domain(256, 131072, 512)])
-def test_any_node_has_points_to_measure(domain):
-    for role in ("decode", "prefill"):
-        few = few_corners(role, domain, in_tiles=True, with_middle=True, with_others=True)
-        for point in [*corners(role, domain, in_tiles=True), *few]:
-            assert len(point.cells) <= domain.max_sequences
-            assert point.rows <= domain.most_rows(role)
-            assert all(cells >= 0 for cells in point.cells)
-        assert list(tour(role, domain, True, np.random.default_rng(0)))
+DOMAINS = [
+    Domain(1, 64, 1),
+    Domain(1, 64, 64),
+    Domain(2, 64, 64),
+    Domain(3, 200, 130),
+    Domain(8, 2048, 512),
+    Domain(8, 1280, 1280),
+    Domain(256, 131072, 512),
+]
+
+
+def check_fits(point, domain):
+    """Before the step, and after it has appended its cells."""
+    assert 1 <= point.rows <= domain.most_rows(point.role)
+    assert 1 <= len(point.cells) <= domain.max_sequences
+    assert min(point.cells) >= 0
+    after = list(point.cells)
+    if point.role == "prefill":
+        after[-1] += point.rows
+    else:
+        assert point.rows <= len(point.cells)
+        after[: point.rows] = [cells + 1 for cells in after[: point.rows]]
+    assert max(after) <= domain.context_tokens
+    assert sum(after) <= domain.max_sequences * domain.context_tokens  # of a pool
+
+
+@pytest.mark.parametrize("domain", DOMAINS, ids=str)
+@pytest.mark.parametrize("role", ["decode", "prefill"])
+@pytest.mark.parametrize("in_tiles", [False, True])
+def test_corners_of_any_node_fit_its_cache(domain, role, in_tiles):
+    points = corners(role, domain, in_tiles=in_tiles)
+    for with_lengths, with_others in product((False, True), repeat=2):
+        points += few_corners(
+            role, domain, in_tiles=in_tiles, with_lengths=with_lengths, with_others=with_others
+        )
+    for point in points:
+        check_fits(point, domain)
+
+
+@pytest.mark.parametrize("domain", DOMAINS, ids=str)
+@pytest.mark.parametrize("role", ["decode", "prefill"])
+@pytest.mark.parametrize("unified", [False, True])
+def test_tours_of_any_node_fit_its_cache(domain, role, unified):
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        points = list(tour(role, domain, unified, random))
+        assert points
+        for point in points:
+            check_fits(point, domain)

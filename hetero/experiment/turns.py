@@ -1,6 +1,5 @@
 """Arms measured in turns: A B A B ..., so that a slow minute of the machine slows all of them."""
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -38,8 +37,3 @@ def timed_steps(step: Callable[[], object], num_steps: int) -> list[float]:
 
 def flat(rounds: Sequence[Sequence[float]]) -> list[float]:
     return [sample for samples in rounds for sample in samples]
-
-
-def quantile(samples: Sequence[float], share: float) -> float:
-    """The smallest sample that at least `share` of all are no larger than: no interpolation."""
-    return sorted(samples)[max(0, math.ceil(share * len(samples)) - 1)]

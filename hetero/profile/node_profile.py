@@ -78,8 +78,7 @@ class Sample(_Section, frozen=True, kw_only=True):
     """One step, measured a few times.
 
     seconds: the fastest, as the clock had it, since what disturbs a step only ever adds. speed: of
-    the machine at that time, by its pilot, over its speed in the whole run; `seconds * speed` is
-    fitted.
+    the machine at that time, by its pilot, over its speed in the whole run.
     """
 
     work: Work
@@ -87,6 +86,11 @@ class Sample(_Section, frozen=True, kw_only=True):
     speed: Positive
     repeats: OneOrMore
     drawn: bool = False  # at random, and predicted before it was measured
+
+    @property
+    def undisturbed_s(self) -> float:
+        """What is fitted: at the speed of the whole run."""
+        return self.seconds * self.speed
 
 
 class FitError(_Section, frozen=True, kw_only=True):
@@ -213,7 +217,7 @@ class Noise(_Section, frozen=True, kw_only=True):
 
     pilot_s: of fixed steps, undisturbed (a tenth of all runs is no slower): comparable over runs;
     "memory" and "compute" on the CPU, a GPU's by the `device` of its fit.
-    speed: of single runs of the pilots, over undisturbed ones: 5th and 95th percentile.
+    speed: of single steps of the pilots, over undisturbed ones: 5th and 95th percentile.
     """
 
     is_noisy: bool

@@ -15,8 +15,9 @@ from hetero.experiment.engine_bench.row_source import RowSource, row_source
 from hetero.experiment.engine_bench.settings import Settings
 from hetero.experiment.figures import Figure, Say, at_most
 from hetero.experiment.models import model_file
-from hetero.experiment.turns import flat, quantile, take_turns
+from hetero.experiment.turns import flat, take_turns
 from hetero.messages import Finished, Generated, Joined, Reserved, Token, ToRouter
+from hetero.profile.quantile import quantile
 from hetero.serve.config import DecodeConfig
 from hetero.serve.start import run_decode
 

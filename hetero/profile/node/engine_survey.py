@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
-from hetero.profile.node.fitting import Cache
+from hetero.profile.node.cache import Cache
 from hetero.profile.node.pilot import Pilots
 from hetero.profile.node.points import Domain, Point, corners, few_corners, tour
 from hetero.profile.node.rig import StepRig
@@ -23,16 +23,20 @@ _CornersOf = Callable[[Role, Cache], list[Point]]
 
 ROLES: tuple[Role, Role] = ("decode", "prefill")
 
-# Repeats of a point take about so long, but are no more than these.
-_POINT_S = 0.15
-_MOST_REPEATS = 2
+# Repeats of a point take about so long, but are no more than these. The first is often slower: what
+# was put into the cache has just driven the weights out of the processor's.
+_POINT_S = 0.3
+_MOST_REPEATS = 4
+
+# A step that took so much longer than predicted may have been disturbed.
+_SLOW = 0.04
 
 # No corner may take more of the survey than this, no point drawn at random half of it: the largest
 # steps of large models are left out.
 _MOST_OF_ALL = 0.05
 
 # A corner is measured more than once if it takes no more than this.
-_SHORT_OF_ALL = 0.015
+_SHORT_OF_ALL = 0.025
 
 # Of a cache's part of what time is left: measuring corners again.
 _AGAIN_SHARE = 0.5
@@ -50,7 +54,7 @@ class EngineSurvey:
         threads: Mapping[Role, int],
         random: np.random.Generator,
     ) -> None:
-        self.surveys = {role: Survey(role, caches, domain.knots(role)) for role in ROLES}
+        self.surveys = {role: Survey(caches, domain.knots(role)) for role in ROLES}
         self._open_rig = open_rig
         self._caches = caches
         self._domain = domain
@@ -135,7 +139,7 @@ class EngineSurvey:
             role,
             self._domain,
             in_tiles=cache.tiling is not None,
-            with_middle=is_first,
+            with_lengths=is_first,
             with_others=cache.unified,
         )
 
@@ -166,7 +170,7 @@ class EngineSurvey:
             survey.add(cache, sample)
             return
         first_ratio = survey.ratio(cache, sample)
-        if survey.is_slow(first_ratio):
+        if first_ratio < 1 - _SLOW:
             # Something else ran, or the fit is wrong there: a few more repeats.
             seconds += self._time(rig, point)
             sample = self._sample(cache, point, seconds, is_drawn=True)

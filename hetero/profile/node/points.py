@@ -12,11 +12,14 @@ import numpy as np
 
 from hetero.profile.node_profile import Role
 from hetero.profile.tiling import TILE_ROWS
-from hetero.profile.work import LENGTHS, Work, chunk_work, step_work
+from hetero.profile.work import LENGTHS, PACK_ROWS, Work, chunk_work, step_work
 
 # A step appends a cell, and a context is never quite empty.
 _LEAST_CELLS = 16
 _TOUR_POINTS = 4
+
+# Chunks whose rest rows no knot of rows can take for its own.
+_WITH_REST = 2 * PACK_ROWS - 1
 
 # A length is clearly shorter than the longest context if it is no more than this share of it.
 _SHORTER = 0.8
@@ -71,16 +74,19 @@ def corners(role: Role, domain: Domain, *, in_tiles: bool) -> list[Point]:
     """
     short = _LEAST_CELLS if role == "decode" else 0
     near = [Point(role, rows, _cells(role, rows, short)) for rows in domain.knots(role)]
+    if role == "prefill" and domain.chunk_tokens > _WITH_REST:
+        near.append(Point(role, _WITH_REST, _cells(role, _WITH_REST, short)))
     far = [_far(role, rows, domain) for rows in _few_rows(role, domain, in_tiles)]
-    return near + far + _middle(role, domain) + _padded(role, domain)
+    points = near + far + _of_lengths(role, domain, in_tiles) + _padded(role, domain)
+    return list(dict.fromkeys(points))
 
 
 def few_corners(
-    role: Role, domain: Domain, *, in_tiles: bool, with_middle: bool, with_others: bool
+    role: Role, domain: Domain, *, in_tiles: bool, with_lengths: bool, with_others: bool
 ) -> list[Point]:
     """Of a cache whose rows cost what another's do: what tells its attention, cheaply.
 
-    with_middle: contexts in between, too, for types whose attention is not known yet.
+    with_lengths: of contexts in between, too, for types whose attention is not known yet.
     with_others: beside all cells that the other sequences of a unified cache may hold.
     """
     knots = _few_rows(role, domain, in_tiles)
@@ -88,21 +94,18 @@ def few_corners(
     some = {knots[0], knots[len(knots) // 2], knots[-1]}
     if role == "prefill" and in_tiles:
         some.add(min(TILE_ROWS, knots[-1]))
-    largest = domain.knots(role)[-1]
     points = [Point(role, rows, _cells(role, rows, short)) for rows in sorted(some)]
     points += [_far(role, rows, domain) for rows in sorted(some)]
     points += _padded(role, domain)
-    if with_middle:
-        points += _middle(role, domain)
-        if in_tiles and largest not in some:
-            points.append(_far(role, largest, domain))
+    if with_lengths:
+        points += _of_lengths(role, domain, in_tiles)
     if with_others and domain.max_sequences > 1:
         others = (domain.context_tokens - 1,) * (domain.max_sequences - 1)
         if role == "prefill":
             points += [Point(role, rows, (*others, short)) for rows in sorted(some)]
         else:
             points.append(Point(role, knots[0], (short, *others)))
-    return points
+    return list(dict.fromkeys(points))
 
 
 def _few_rows(role: Role, domain: Domain, in_tiles: bool) -> list[int]:
@@ -127,18 +130,22 @@ def _padded(role: Role, domain: Domain) -> list[Point]:
     return [Point(role, rows, (domain.context_tokens - 1, *[_LEAST_CELLS] * (rows - 1)))]
 
 
-def _middle(role: Role, domain: Domain) -> list[Point]:
+def _of_lengths(role: Role, domain: Domain, in_tiles: bool) -> list[Point]:
     """With about as many cells as each length has that is clearly shorter than the longest context:
-    few and many rows at the first, an average at the others."""
+    few and many rows at the first, an average at the others. And whole tiles at the longest."""
     knots = [rows for rows in domain.knots(role) if rows < TILE_ROWS]
-    middle = knots[len(knots) // 2]
-    some = {knots[0], middle, knots[-1]}
+    average = knots[len(knots) // 2]
     short_of = _SHORTER * domain.context_tokens
     lengths = [length - TILE_ROWS for length in LENGTHS if length <= short_of]
-    if not lengths:
-        return []
-    points = [Point(role, rows, _cells(role, rows, lengths[0])) for rows in sorted(some)]
-    return points + [Point(role, middle, _cells(role, middle, cells)) for cells in lengths[1:]]
+    points = [
+        Point(role, rows, _cells(role, rows, cells))
+        for cells in lengths[:1]
+        for rows in sorted({knots[0], average, knots[-1]})
+    ]
+    points += [Point(role, average, _cells(role, average, cells)) for cells in lengths[1:]]
+    if role == "prefill" and in_tiles:
+        points.append(_far(role, domain.chunk_tokens, domain))
+    return points
 
 
 def tour(role: Role, domain: Domain, unified: bool, random: np.random.Generator) -> Iterator[Point]:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from hetero.profile.node.fitting import Cache, Fits, fit, fit_costs, fit_error, ratio
+from hetero.profile.node.cache import Cache
+from hetero.profile.node.fitting import Fits, fit, fit_costs, fit_error, ratio
 from hetero.profile.node.points import Point
-from hetero.profile.node_profile import FitError, Role, Sample
+from hetero.profile.node_profile import FitError, Sample
 from hetero.profile.step_cost import StepCost
 from hetero.profile.work import Work
 
@@ -20,9 +21,6 @@ from hetero.profile.work import Work
 _LAST = 8
 _MEDIAN_ERROR = 0.03
 _P90_ERROR = 0.08
-
-# A step that took so much longer than predicted may have been disturbed.
-_SLOW = 0.04
 
 # Two measurements of a step that differ by less are alike.
 _SAME = 0.02
@@ -47,8 +45,7 @@ class Timed(NamedTuple):
 class Survey:
     """The samples of one role on each cache."""
 
-    def __init__(self, role: Role, caches: Sequence[Cache], knots: Sequence[int]) -> None:
-        self.role = role
+    def __init__(self, caches: Sequence[Cache], knots: Sequence[int]) -> None:
         self._timed: dict[Cache, list[Timed]] = {cache: [] for cache in caches}
         self._planned = set(knots)
         self._bends: set[int] = set()
@@ -87,16 +84,11 @@ class Survey:
         """Predicted over measured."""
         return ratio(self.cost(cache), timed.sample)
 
-    def is_slow(self, ratio: float) -> bool:
-        return ratio < 1 - _SLOW
-
     def times(self, cache: Cache, work: Work) -> tuple[int, bool]:
         """How often it was measured, and whether that was often enough: three times, two of them
         alike in the middle, or six."""
         seconds = sorted(
-            _undisturbed_s(timed.sample)
-            for timed in self._timed[cache]
-            if timed.sample.work == work
+            timed.sample.undisturbed_s for timed in self._timed[cache] if timed.sample.work == work
         )
         if len(seconds) < _FEW_TIMES:
             return len(seconds), False
@@ -161,9 +153,6 @@ def _middle(samples: Iterable[Sample]) -> list[Sample]:
     for sample in samples:
         by_work.setdefault(sample.work, []).append(sample)
     return [
-        sorted(of_work, key=_undisturbed_s)[(len(of_work) - 1) // 2] for of_work in by_work.values()
+        sorted(of_work, key=lambda each: each.undisturbed_s)[(len(of_work) - 1) // 2]
+        for of_work in by_work.values()
     ]
-
-
-def _undisturbed_s(sample: Sample) -> float:
-    return sample.seconds * sample.speed

@@ -90,7 +90,7 @@ def _draw_sample(
     cost = fit.cost
     beyond = sample.work.masked - _line_masked(fit, sample)
     beyond_s = beyond * cost.masked_pair_s(sample.work)
-    height = _height(fit, sample.work.rows, sample.seconds * sample.speed - beyond_s)
+    height = _height(fit, sample.work.rows, sample.undisturbed_s - beyond_s)
     if not sample.drawn:
         axes.scatter(place, height, color=[shade], zorder=3, **PLACED)
         return

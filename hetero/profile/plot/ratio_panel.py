@@ -29,7 +29,7 @@ def draw_ratios(axes: "Axes", fits: list[EngineFit], colours: dict[str, str]) ->
             for index, sample in enumerate(fit.samples):
                 fitted = fit.cost.seconds(sample.work)
                 if sample.drawn == drawn and fitted > 0:
-                    ratios.append(sample.seconds * sample.speed / fitted)
+                    ratios.append(sample.undisturbed_s / fitted)
                     # Spread over the bar, in the order they were measured.
                     places.append(row - 0.25 + 0.5 * (index + 0.5) / len(fit.samples))
             if drawn:
