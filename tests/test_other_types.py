@@ -26,10 +26,13 @@ def measured(kv_k, kv_v, pair_s, base=DECODE, **cost):
     return replace(base, kv_k=kv_k, kv_v=kv_v, cost=cost)
 
 
-def estimate(fits, kv_k, kv_v, read_gb_s, model=MODEL):
-    """None for no estimate."""
-    have = replace(ceilings(), read_gb_s=read_gb_s, spread={})
-    return next(estimated_fits(fits, model, have, [(kv_k, kv_v)]), None)
+def estimate(fits, kv_k, kv_v, read_gb_s):
+    found = estimated_fits(fits, MODEL, replace(ceilings(), read_gb_s=read_gb_s, spread={}))
+    return of_types(found, kv_k, kv_v)
+
+
+def of_types(found, kv_k, kv_v):
+    return next(fit for fit in found if (fit.kv_k, fit.kv_v) == (kv_k, kv_v))
 
 
 def pair_s(fits, kv_k, kv_v, read_gb_s):
@@ -63,12 +66,13 @@ def test_each_depth_is_estimated_on_its_own():
 
 
 def test_k_and_v_take_their_arithmetic_each_from_its_own_type():
-    # At 131.072 GB/s: f16 1 us on its way and 3 of arithmetic, q8_0 0.53125 and 1.46875.
-    fits = [measured("f16", "f16", 4e-6), measured("q8_0", "q8_0", 2e-6)]
+    # At 131.072 GB/s: f16 1 us on its way and 3 of arithmetic, q8_0 0.53125 and 1.46875, q4_0
+    # 0.28125 and 1.
+    fits = [measured("q4_0", "q4_0", 1.28125e-6), measured("q8_0", "q8_0", 2e-6)]
     # Half of the one and half of the other.
-    assert pair_s(fits, "f16", "q8_0", 131.072) == pytest.approx(3e-6)
-    assert pair_s(fits, "q8_0", "f16", 131.072) == pytest.approx(3e-6)
+    assert pair_s(fits, "q8_0", "q4_0", 131.072) == pytest.approx(1.640625e-6)
     # q8_0's arithmetic, and 53,248 bytes in 0.40625 us; f16 is further off.
+    fits = [measured("f16", "f16", 4e-6), measured("q8_0", "q8_0", 2e-6)]
     assert pair_s(fits, "q8_0", "q4_0", 131.072) == pytest.approx(1.875e-6)
 
 
@@ -107,9 +111,9 @@ def test_intervals_are_wide_and_wider_between_floats_and_quantized_types():
         assert found.cost.rows_s == fit.cost.rows_s
 
 
-def test_without_ceilings_nothing_waits_for_memory():
-    fits = [measured("q8_0", "q8_0", 1e-6)]
-    [found] = estimated_fits(fits, MODEL, None, [("q4_0", "q4_0")])
+def test_where_the_ceiling_is_not_known_nothing_waits_for_memory():
+    fits = [replace(measured("q8_0", "q8_0", 1e-6), device="gpu, 20 of 33 layers")]
+    found = of_types(estimated_fits(fits, MODEL, ceilings()), "q4_0", "q4_0")
     assert found.cost.pair_s == pytest.approx([1e-6] * len(LENGTHS))
 
 
@@ -117,34 +121,38 @@ def test_a_gpus_cells_come_from_its_own_memory():
     # 840 GB/s: 69,632 bytes in 0.0828952 us, 36,864 in 0.0438857.
     fits = [replace(measured("q8_0", "q8_0", 1e-6), device="cuda:0")]
     have = replace(ceilings(), gpus=[gpu_ceilings()])
-    [found] = estimated_fits(fits, MODEL, have, [("q4_0", "q4_0")])
+    found = of_types(estimated_fits(fits, MODEL, have), "q4_0", "q4_0")
     assert found.cost.pair_s[0] == pytest.approx(0.9609905e-6, rel=1e-5)
 
 
-def test_only_what_is_missing_is_estimated_for_each_role_and_cache():
+def test_only_what_is_missing_is_estimated_for_each_role_device_and_cache():
     fits = [
         measured("q8_0", "q8_0", 1e-6),
         measured("f16", "f16", 1e-6),
         measured("f16", "f16", 1e-6, PREFILL),
         replace(measured("q4_0", "q4_0", 1e-6), unified=True),
+        replace(measured("q8_0", "q4_0", 1e-6, PREFILL), engine="torch", device="cuda:0"),
     ]
     found = [
-        (fit.role, fit.unified, fit.kv_k, fit.kv_v)
+        (fit.role, fit.device, fit.unified, fit.kv_k, fit.kv_v)
         for fit in estimated_fits(fits, MODEL, ceilings())
     ]
     assert found == [
-        ("decode", False, "q8_0", "q4_0"),
-        ("decode", False, "q4_0", "q4_0"),
-        ("prefill", False, "q8_0", "q8_0"),
-        ("prefill", False, "q8_0", "q4_0"),
-        ("prefill", False, "q4_0", "q4_0"),
-        ("decode", True, "f16", "f16"),
-        ("decode", True, "q8_0", "q8_0"),
-        ("decode", True, "q8_0", "q4_0"),
+        ("decode", "cpu", False, "q8_0", "q4_0"),
+        ("decode", "cpu", False, "q4_0", "q4_0"),
+        ("prefill", "cpu", False, "q8_0", "q8_0"),
+        ("prefill", "cpu", False, "q8_0", "q4_0"),
+        ("prefill", "cpu", False, "q4_0", "q4_0"),
+        ("decode", "cpu", True, "f16", "f16"),
+        ("decode", "cpu", True, "q8_0", "q8_0"),
+        ("decode", "cpu", True, "q8_0", "q4_0"),
+        ("prefill", "cuda:0", False, "f16", "f16"),
+        ("prefill", "cuda:0", False, "q8_0", "q8_0"),
+        ("prefill", "cuda:0", False, "q4_0", "q4_0"),
     ]
 
 
 def test_types_whose_blocks_heads_do_not_fill_are_left_out():
     odd = replace(MODEL, head_dim_k=80, head_dim_v=80)
     fits = [measured("f16", "f16", 1e-6)]
-    assert list(estimated_fits(fits, odd, ceilings())) == []
+    assert estimated_fits(fits, odd, ceilings()) == []

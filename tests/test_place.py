@@ -72,9 +72,15 @@ def test_one_node_and_all_are_tried_in_processes_of_their_own():
 
 @pytest.mark.parametrize(
     ("all_nodes", "node"),
-    [((0.5, 0.5), None), ((0.5, 1.0), None), ((0.97, 0.97), 0), ((0.5, 2.5), 0), ((1.1, 1.1), 0)],
+    [
+        ((0.5, 0.5), None),
+        ((0.5, 1.0), None),
+        ((1.03, 1.03), None),
+        ((0.5, 2.5), 0),
+        ((1.1, 1.1), 0),
+    ],
 )
-def test_all_nodes_are_taken_where_they_are_clearly_faster(pretend, all_nodes, node):
+def test_one_node_is_taken_where_it_is_clearly_faster_than_all(pretend, all_nodes, node):
     pretend(
         {
             "node 0, 2 threads, read": (1.0, 1.0),
@@ -112,15 +118,15 @@ def test_a_node_too_small_for_the_model_is_not_tried(pretend):
 
 def test_what_fails_is_said_and_what_was_tried_is_kept(pretend):
     """And the ways after it are tried."""
-    tried = {"node 0, 1 threads, read": (1.0, 1.0), "node 0, 1 threads, mmap": (0.9, 0.9)}
+    tried = {"all nodes, 2 threads, read": (1.0, 1.0), "all nodes, 2 threads, mmap": (0.9, 0.9)}
     pretend(tried)
     said = []
     found = find_place({0: [0], 1: [1]}, [0, 1], job(), 60.0, said.append)
-    assert found.place == Place((0,), 0, "mmap")
+    assert found.place == Place((0, 1), None, "mmap")
     assert set(found.tried["decode"]) == set(tried)
     assert said == [
-        f"all nodes, {way}2 threads, read: not tried: need memory, have none"
-        for way in ("", "interleaved, ")
+        f"{way} threads, read: not tried: need memory, have none"
+        for way in ("node 0, 1", "all nodes, interleaved, 2")
     ]
 
 
@@ -128,15 +134,16 @@ def test_where_nothing_can_be_tried_the_first_way_stays(pretend):
     pretend({})
     said = []
     found = find_place({0: [0], 1: [1]}, [0, 1], job(), 60.0, said.append)
-    assert (found.place, found.tried) == (Place((0,), 0, "read"), {})
-    assert said == ["node 0, 1 threads, read: not tried: need memory, have none"]
+    assert (found.place, found.tried) == (Place((0, 1), None, "read"), {})
+    assert said == ["all nodes, 2 threads, read: not tried: need memory, have none"]
 
 
 def test_without_time_nothing_is_tried():
     before = set(psutil.Process().children())
     said = []
     found = find_place(TWO_NODES, [0, 1], job(threads=1), 0.0, said.append)
-    assert found == FoundPlace(Place(tuple(CPUS[:1]), 0, "read"), {})
+    everywhere = tuple(cpu for cpus in TWO_NODES.values() for cpu in cpus)
+    assert found == FoundPlace(Place(everywhere, None, "read"), {})
     assert "not tried: need time" in said[-1]
     assert set(psutil.Process().children()) <= before
 

@@ -28,7 +28,6 @@ from hetero.llama.model import Model
 from hetero.machine.free_memory import free_memory_bytes
 from hetero.model.gguf_file import GGUFFile
 from hetero.model.spec import gguf_to_spec
-from hetero.prefill.llama_engine import LlamaEngine
 from hetero.profile.document import document, read_profile
 from hetero.profile.facts.collect import collect_facts
 from hetero.profile.facts.report import Power
@@ -37,11 +36,9 @@ from hetero.profile.node.memory import check_memory, compute_bytes
 from hetero.profile.node.noise import CPUWatch, Taken, judge
 from hetero.profile.node.pilot import PilotLog
 from hetero.profile.node.points import Domain
-from hetero.profile.node.read_survey import ReadSurvey
 from hetero.profile.node.soak import soak
 from hetero.profile.node.threads import best, candidates, time_threads
 from hetero.profile.node_profile import MachineProfile, NodeProfile
-from hetero.profile.work import chunk_work
 
 SMALL = ["--budget", "6", "--slots", "2", "--context", "256", "--chunk", "64", "--threads", "1"]
 MAINS = Power(on_battery=None, has_rapl=False)
@@ -441,31 +438,6 @@ def test_a_soak_tells_first_and_last_rates():
     assert num_steps >= 10
     assert 0 < found.lowest_rate <= min(found.first_rate, found.last_rate)
     assert found.seconds >= 0.05
-
-
-def test_an_engine_is_surveyed_through_its_own_protocol():
-    path = model_path("demo")
-    layout = model_layout(gguf_to_spec(GGUFFile.open(path)), "q8_0", "q8_0")
-    engine = LlamaEngine(path, layout, context_tokens=512, num_threads=1, chunk_tokens=64)
-    survey = ReadSurvey(engine, 512)
-    survey.run(2.0)
-    engine.close()
-    samples = survey.survey.samples[survey.cache]
-    assert {1, 2, 4, 8, 16, 64} <= {sample.work.rows for sample in samples}
-    # Later slices of a prompt have cached tokens of their own.
-    assert any(sample.work.cells > sample.work.rows for sample in samples)
-    assert survey.survey.cost(survey.cache).seconds(chunk_work(64, 0, 0, False)) > 0
-
-
-def test_a_prompt_that_can_not_be_read_is_the_engines_error():
-    path = model_path("demo")
-    layout = model_layout(gguf_to_spec(GGUFFile.open(path)), "q8_0", "q8_0")
-    engine = LlamaEngine(path, layout, context_tokens=256, num_threads=1, chunk_tokens=64)
-    survey = ReadSurvey(engine, 256)
-    survey._longest = 10_000
-    with pytest.raises(PlanError):
-        survey._read([300, 300], is_drawn=False, deadline=float("inf"))
-    engine.close()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ How fast a type is decoded is not known, nor how far its way hides behind arithm
 interval is wide.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -34,27 +34,24 @@ _KINDS = ("k", "v")
 
 
 def estimated_fits(
-    fits: Sequence[EngineFit],
-    model: ModelShape,
-    ceilings: Ceilings | None = None,
-    pairs: Sequence[tuple[str, str]] = PAIRS,
-) -> Iterator[EngineFit]:
-    """For each role, engine, device and cache mode: the pairs that it lacks.
-
-    ceilings: without them nothing is taken to wait for memory.
-    """
+    fits: Sequence[EngineFit], model: ModelShape, ceilings: Ceilings
+) -> list[EngineFit]:
+    """For each role, engine, device and cache mode: those of PAIRS that it lacks. Of a device that
+    the ceilings say nothing of, nothing is taken to wait for memory."""
+    found = []
     groups: dict[tuple[object, ...], list[EngineFit]] = {}
     for fit in fits:
         key = (fit.role, fit.engine, fit.device, fit.unified)
         groups.setdefault(key, []).append(fit)
     for group in groups.values():
-        above = None if ceilings is None else roof(ceilings, group[0].device)
+        above = roof(ceilings, group[0].device)
         of_group = _Group(group, model, None if above is None else above.bytes_per_s)
         have = {(fit.kv_k, fit.kv_v) for fit in group}
-        for types in pairs:
+        for types in PAIRS:
             layout = _layout(model, *types)
             if types not in have and layout is not None:
-                yield of_group.estimate(layout)
+                found.append(of_group.estimate(layout))
+    return found
 
 
 class _Group:

@@ -24,7 +24,8 @@ _REPEATS = 5
 # Shorter ones may not overlap on a busy machine, and then count for nothing.
 _LEAST_TURN_S = 0.05
 
-# STREAM's rule: arrays of four times the last-level caches.
+# All arrays together, of the last-level caches, so that a round finds nothing of the one before it
+# there. STREAM asks as much of each array.
 _CACHE_FACTOR = 4
 _LEAST_BYTES = 3 * 2**20
 

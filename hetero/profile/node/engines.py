@@ -7,9 +7,11 @@ from functools import partial
 
 import numpy as np
 
+from hetero.errors import HeteroError, PlanError
 from hetero.kv.layout import KVLayout
 from hetero.llama.library import Owned
 from hetero.llama.model import Model
+from hetero.profile.node.cache import Cache
 from hetero.profile.node.co_running import (
     copies_beside_decode,
     prefill_beside_decode,
@@ -19,7 +21,6 @@ from hetero.profile.node.co_running import (
 from hetero.profile.node.codecs import measure_codecs
 from hetero.profile.node.engine_survey import ROLES, EngineSurvey
 from hetero.profile.node.first_token import first_token_s
-from hetero.profile.node.fitting import Cache
 from hetero.profile.node.gpu_copies import gpu_copier
 from hetero.profile.node.interval import interval_of
 from hetero.profile.node.pilot import Pilots
@@ -28,20 +29,18 @@ from hetero.profile.node.rig import StepRig
 from hetero.profile.node.soak import soak
 from hetero.profile.node.threads import best, candidates, time_threads
 from hetero.profile.node_profile import (
-    Ceilings,
     CodecRates,
     CoRun,
     EngineFit,
-    ModelShape,
     Noise,
     Role,
     Soak,
 )
-from hetero.profile.other_types import estimated_fits
 from hetero.profile.states import States
 from hetero.profile.tiling import Tiling
 
 KVTypes = tuple[str, str]  # of K and of V
+_MeasureCoRun = Callable[[StepRig, int, int], CoRun]  # sequences that decode, cells of each
 
 # What llama.cpp's engine for CPUs attends to in tiles.
 _TILED: KVTypes = ("f16", "f16")
@@ -96,12 +95,12 @@ class Engines(Owned):
                 step = partial(rig.time_step if role == "decode" else rig.time_chunk, rows)
                 self.tried[role] = time_threads(counts, rig.set_threads, step, until=until)
                 self.threads[role] = best(self.tried[role])
-        # At a pilot's few cells the types make no difference.
-        layout = next(iter(self._layouts.values()))
-        self.pilots = self._opened.enter_context(Pilots(self._model, layout, threads=self.threads))
 
     def survey(self, seconds: float, progress: Callable[[float], None]) -> int:
         """How many of the steps that were planned were left out: too long, or too late."""
+        # At a pilot's few cells the types make no difference.
+        layout = next(iter(self._layouts.values()))
+        self.pilots = self._opened.enter_context(Pilots(self._model, layout, threads=self.threads))
         tiling = Tiling(heads=self._model.num_heads, threads=self.threads["prefill"])
         caches = [
             Cache(unified, *types, tiling if types == _TILED else None)
@@ -127,24 +126,30 @@ class Engines(Owned):
                 rates.append(measure_codecs(rig, layout, num_tokens))
         return rates
 
-    def measure_co_runs(self, *, has_gpu: bool) -> list[CoRun]:
+    def measure_co_runs(self, say: Callable[[str], None], *, has_gpu: bool) -> list[CoRun]:
+        """What could not be measured is said."""
         domain = self._options.domain
-        size = min(_CO_RUN_SEQUENCES, domain.max_sequences - 1)
-        if size < 1:
-            return []
+        has_other = domain.max_sequences > 1
+        # One sequence is left for what needs one beside those that decode.
+        size = min(_CO_RUN_SEQUENCES, domain.max_sequences - has_other)
         cells = min(_TRIED_CELLS, domain.context_tokens // 2)
+        measures: dict[str, _MeasureCoRun] = {
+            "prefill beside decode": prefill_beside_decode if has_other else _lacks_slot,
+            "restores beside decode": restore_beside_decode if has_other else _lacks_slot,
+            "KV arriving beside decode": receive_beside_decode,
+        }
+        # Without a GPU torch is not even imported: it takes more memory than a small model.
+        if has_gpu:
+            measures["GPU copies beside decode"] = _copies_beside_decode
+        found = []
         with self._rig(self._first) as rig:
             rig.set_threads(self.threads["decode"])
-            found = [
-                prefill_beside_decode(rig, size, cells),
-                restore_beside_decode(rig, size, cells),
-                receive_beside_decode(rig, size, cells),
-            ]
-            # Without a GPU torch is not even imported: it takes more memory than a small model.
-            copy = gpu_copier() if has_gpu else None
-            if copy is not None:
-                found.append(copies_beside_decode(rig, size, cells, copy))
-            return found
+            for name, measure in measures.items():
+                try:
+                    found.append(measure(rig, size, cells))
+                except HeteroError as error:
+                    say(f"{name}: not measured: {error}")
+        return found
 
     def soak(self, seconds: float, cpus: list[int], say: Callable[[str], None]) -> Soak:
         """Decode steps of a full batch."""
@@ -155,8 +160,7 @@ class Engines(Owned):
             rig.hold([cells] * domain.max_sequences)
             return soak(lambda: rig.time_step(domain.max_sequences), seconds, cpus, say)
 
-    def fits(self, noise: Noise, shape: ModelShape, ceilings: Ceilings) -> list[EngineFit]:
-        """With those of other types, estimated."""
+    def fits(self, noise: Noise) -> list[EngineFit]:
         fits = []
         for role in ROLES:
             survey = self._survey.surveys[role]
@@ -181,7 +185,7 @@ class Engines(Owned):
                         samples=survey.samples[cache],
                     )
                 )
-        return [*fits, *estimated_fits(fits, shape, ceilings)]
+        return fits
 
     @contextmanager
     def _rig(self, cache: Cache) -> Iterator[StepRig]:
@@ -197,3 +201,14 @@ class Engines(Owned):
             states=self._states[types],
         ) as rig:
             yield rig
+
+
+def _lacks_slot(rig: StepRig, num_sequences: int, cells: int) -> CoRun:
+    raise PlanError(f"need 2 slots, have {rig.num_sequences}: raise --slots")
+
+
+def _copies_beside_decode(rig: StepRig, num_sequences: int, cells: int) -> CoRun:
+    copy = gpu_copier()
+    if copy is None:
+        raise PlanError("need a GPU that torch sees, and some of its memory, have none")
+    return copies_beside_decode(rig, num_sequences, cells, copy)

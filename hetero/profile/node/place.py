@@ -25,6 +25,9 @@ from hetero.profile.node_profile import Role
 # What a trial needs of a node: a few sequences, a short chunk, short contexts.
 _SEQUENCES, _CONTEXT_TOKENS, _CHUNK_TOKENS = 4, 1024, 64
 
+# Steps are repeated so long, and taken once in any case: of large models one takes longer.
+_REPEATED_S = 1.0
+
 # Two processes differ by a few percent in any case: by where their pages happen to lie.
 _CLEARLY_FASTER = 0.95
 
@@ -72,9 +75,9 @@ def find_place(
     seconds: float,
     say: Say,
 ) -> FoundPlace:
-    """The NUMA node with most CPUs of those in `roomy`, which hold the model, or all of them, their
-    memory as threads touch it or interleaved; weights read or mapped. The first of each where there
-    is no time to try, or trying fails: that is said.
+    """All NUMA nodes, or the one with most CPUs of those in `roomy`, which hold the model, or all
+    with their memory interleaved; weights read or mapped. The first of each where there is no time
+    to try, or trying fails: that is said.
 
     numa: node -> CPUs that engines may use.
     """
@@ -84,8 +87,7 @@ def find_place(
     candidates = [node for node in numa if node in roomy] if len(numa) > 1 else []
     if candidates:
         node = max(candidates, key=lambda each: len(numa[each]))
-        best = Place(tuple(numa[node]), node, "read")
-        others.append(lambda place: everywhere)
+        others.append(lambda place: Place(tuple(numa[node]), node, "read"))
     if len(numa) > 1 and can_interleave():
         others.append(lambda place: replace(everywhere, interleave=tuple(numa)))
     elif len(numa) > 1:
@@ -174,5 +176,6 @@ class Trial:
 
 
 def step_seconds(trial: Trial) -> dict[Role, float]:
-    trial.engines.find_threads(until=math.inf)  # of the one count that it was given
+    # Of the one count that it was given.
+    trial.engines.find_threads(until=time.monotonic() + _REPEATED_S)
     return {role: min(taken.values()) for role, taken in trial.engines.tried.items()}

@@ -38,16 +38,17 @@ from hetero.profile.node_profile import (
     NodeProfile,
     Provenance,
 )
+from hetero.profile.other_types import estimated_fits
 from hetero.profile.provenance import provenance
 
 # Of the budget. The rest is for loading the model, for its codecs, and for what can't be planned.
 _CEILINGS_SHARE = 0.1
-_PLACE_SHARE = 0.06
+_PLACE_SHARE = 0.2  # most models take far less
 _THREADS_SHARE = 0.06
 _AFTER_SURVEY_SHARE = 0.08
 _LEAST_SURVEY_SHARE = 0.2
 
-# Without a model to compare with, a node's memory is what ceilings may take.
+# What ceilings may take of memory in any case; no more than the node will, where that is known.
 _CEILINGS_BYTES = 2**30
 
 Say = Callable[[str], None]
@@ -86,7 +87,7 @@ def profile_machine(options: NodeOptions, say: Say) -> MachineProfile:
     """Facts and ceilings alone."""
     started = time.monotonic()
     facts = collect_facts()
-    ceilings = _measure_ceilings(facts, options, None, say)
+    ceilings = _measure_ceilings(facts, options, None, _CEILINGS_BYTES, say)
     return MachineProfile(
         host=socket.gethostname(),
         date=_now(),
@@ -111,7 +112,7 @@ def profile_node(
     facts, settings = collect_facts(), settings_now()
     found = _find_place(facts, need_bytes, model, layouts, domain, options, say)
     place = found.place
-    ceilings = _measure_ceilings(facts, options, place.node, say)
+    ceilings = _measure_ceilings(facts, options, place.node, max(need_bytes, _CEILINGS_BYTES), say)
     nodes_at_once = nodes_co_runs(
         model.path,
         model.spec.weight_bytes,
@@ -129,6 +130,7 @@ def profile_node(
         PrefillSizes(
             model=model.path,
             layout=layouts[options.kv_types[0]],
+            vocab_size=model.spec.vocab_size,
             context_tokens=options.context_tokens,
             chunk_tokens=chunk_tokens,
             # All: which number is best is found later, on the CPU.
@@ -156,7 +158,7 @@ def profile_node(
         _survey(engines, options, started, say, progress)
         others = watch.taken()
         codecs = engines.measure_codecs()
-        co_runs = engines.measure_co_runs(has_gpu=bool(facts.gpus)) + nodes_at_once
+        co_runs = engines.measure_co_runs(say, has_gpu=bool(facts.gpus)) + nodes_at_once
         throttled = throttled_between(throttles, throttle_counts())
         logs = {str(name): log for name, log in engines.pilots.logs.items()}
         logs |= {on_gpu.device: on_gpu.pilot for on_gpu in on_gpus}
@@ -165,9 +167,10 @@ def profile_node(
         if options.soak_s:
             say(f"soaking for {options.soak_s:g} s")
             soak = engines.soak(options.soak_s, list(place.cpus), say)
-        fits = engines.fits(noise, shape, ceilings)
+        fits = engines.fits(noise)
         for on_gpu in on_gpus:
             fits += on_gpu.fits(noise, engines.request_s)
+        fits += estimated_fits(fits, shape, ceilings)
         best = role_settings(found, engines.threads, engines.tried, fits, domain)
     progress(1.0)
     return NodeProfile(
@@ -188,13 +191,13 @@ def profile_node(
 
 
 def _measure_ceilings(
-    facts: Facts, options: NodeOptions, engine_node: int | None, say: Say
+    facts: Facts, options: NodeOptions, engine_node: int | None, max_bytes: int, say: Say
 ) -> Ceilings:
     return measure_ceilings(
         numa=engine_cpus(facts),
         folder=options.disk_folder,
         seconds=_CEILINGS_SHARE * options.budget_s,
-        max_bytes=_CEILINGS_BYTES,
+        max_bytes=max_bytes,
         say=say,
         engine_node=engine_node,
     )
