@@ -21,11 +21,15 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 _BUDGET_S, _QUICK_BUDGET_S = 180.0, 30.0
 
+# Options that say nothing without a model.
+_OF_ENGINES = ("kv", "slots", "context", "chunk", "threads", "gpu_layers", "soak")
+
 _TICK_S = 0.5
 _LONGEST_SHOWN = 0.99
 
 
 def node(
+    command: typer.Context,
     model: Annotated[
         str | None, typer.Option("--model", "-m", "-M", help="A GGUF file, or `demo`.")
     ] = None,
@@ -66,13 +70,16 @@ def node(
     # One worker a core packs, and each worker's products are its own. Before numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from hetero.cli.profile_tables import print_machine, print_node
-    from hetero.profile.document import document, profile_name, write_profile
+    from hetero.profile.document import check_folder, document, profile_name, write_profile
     from hetero.profile.node.run import NodeOptions, profile_machine, profile_node
     from hetero.profile.node_profile import NodeProfile
 
     if model is not None and shape is not None:
         raise ConfigError("profile node: need --model FILE or --shape NAME, have both")
+    if model is None and shape is None:
+        _refuse_options_of_engines(command)
     folder = output.parent if output is not None else Path("profiles")
+    check_folder(folder)  # not after three minutes
     options = NodeOptions(
         budget_s=budget or (_QUICK_BUDGET_S if quick else _BUDGET_S),
         slots=slots,
@@ -82,7 +89,7 @@ def node(
         threads=threads,
         gpu_layers=gpu_layers,
         soak_s=_seconds(soak),
-        disk_folder=folder if folder.is_dir() else Path(),
+        disk_folder=folder,
     )
     measured = _model_file(model, shape)
     found: MachineProfile | NodeProfile
@@ -93,14 +100,26 @@ def node(
             found = profile_node(measured, options, print_progress, progress)
     name = found.model.name if isinstance(found, NodeProfile) else "machine"
     path = output or folder / profile_name(found.host, name)
-    write_profile(found, path)
-    print_progress(f"wrote {path}")
+    # Before it is written: a disk may be full by now.
     if as_json:
         print_json(document(found))
     elif isinstance(found, NodeProfile):
         print_node(found)
     else:
         print_machine(found)
+    write_profile(found, path)
+    print_progress(f"wrote {path}")
+
+
+def _refuse_options_of_engines(command: typer.Context) -> None:
+    """Raises: ConfigError for one that was given."""
+    for name in _OF_ENGINES:
+        source = command.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise ConfigError(
+                f"profile node --{option}: need --model FILE or --shape NAME, have neither"
+            )
 
 
 def _kv_types(text: str) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ Each field of a file carries a digest of its content, so that an edited or half-
 refused with the field's name rather than believed.
 """
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,19 @@ _KINDS: dict[str, type[NodeProfile] | type[MachineProfile] | type[LinkProfile]] 
 }
 
 
+def check_folder(folder: Path) -> None:
+    """That profiles can be written there; it is made if it is not there.
+
+    Raises: ConfigError
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+
+
 def write_profile(profile: Profile, path: Path) -> None:
     """Whole or not at all: a file that is there stays as it is until the new one is complete.
 
@@ -47,9 +61,11 @@ def write_profile(profile: Profile, path: Path) -> None:
         partial.write_text(_text(content | {"digests": digests}))
         partial.replace(path)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: can't write it: {(error.strerror or str(error)).lower()}"
-        ) from None
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{path}: can't write it: {(error.strerror or str(error)).lower()}")
 
 
 def document(profile: Profile) -> dict[str, Any]:
