@@ -30,7 +30,8 @@ from hetero.profile.estimate import estimate_profile
 from hetero.profile.model_sizes import model_shape, named_shape
 from hetero.profile.presets import CPU, GPU, Link, Server, load_preset, preset_names, read_preset
 
-POINTS = yaml.safe_load((Path(__file__).parent / "published_points.yaml").read_text())
+ROOT = Path(__file__).parents[1]
+POINTS = yaml.safe_load((ROOT / "tests" / "published_points.yaml").read_text())
 MACHINES = [name for name in preset_names() if not isinstance(load_preset(name), Link)]
 CHIPS = [name for name in MACHINES if not isinstance(load_preset(name), Server)]
 
@@ -326,6 +327,20 @@ def test_intervals_hold_what_was_published(role, record_property):
     missed = [(p["device"], p["model"], p["tokens_per_s"]) for p in points if not is_inside(p)]
     assert share >= 0.8, missed
     assert width <= 0.4
+
+
+def test_the_docs_state_what_is_computed():
+    docs = " ".join((ROOT / "docs" / "profile.md").read_text().split())
+    checked = [point for point in POINTS if point["role"] == "check"]
+    num_inside = sum(is_inside(point) for point in checked)
+    width = statistics.median(half_width(point) for point in POINTS)
+    for stated in (
+        f"what datasheets say of {len(preset_names())} devices, servers and links",
+        f"of {len(POINTS)} points {len(POINTS) - len(checked)} calibrate, {len(checked)} check",
+        f"{num_inside} ({num_inside / len(checked):.0%}) lie inside the stated 90% interval",
+        f"the median of all intervals is {width:.0%} to a side, both sides averaged",
+    ):
+        assert stated in docs
 
 
 def test_every_class_with_points_is_judged():
