@@ -11,7 +11,7 @@ from hetero.profile.presets import CPU, GPU, Link, Preset, Server
 _READ_SHARE, _COPY_SHARE, _TRIAD_SHARE = 0.85, 0.75, 0.75
 _GPU_COPY_SHARE = 0.85
 
-# GB/s of a PCIe lane of generation 1, doubled with every other, and what pinned copies get of it.
+# GB/s of a PCIe lane of generation 1, doubled with every later one; what pinned copies get of it.
 _LANE_GB_S = 0.25
 _PCIE_SHARE = 0.8
 

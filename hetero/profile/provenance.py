@@ -44,9 +44,11 @@ def _num_usable_cores() -> int | None:
 
 
 def _commit() -> str | None:
-    """Of the checkout this package lies in, with a + if it has changes; None outside of one."""
+    """Of the checkout this package lies in, with a + if it has changes; None outside of one, and
+    where it was installed into another project's."""
     folder = Path(__file__).parent
     try:
+        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
         commit = _git(folder, "rev-parse", "HEAD")
         changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
