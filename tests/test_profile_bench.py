@@ -7,8 +7,12 @@ from msgspec.structs import replace
 from node_profiles import node_profile
 
 from hetero.cli import main
+from hetero.cli.model import model_path
+from hetero.experiment.models import layout_of
 from hetero.experiment.profile_bench import held_out
-from hetero.experiment.profile_bench.settings import full_settings
+from hetero.experiment.profile_bench.settings import full_settings, quick_settings
+from hetero.llama.model import Model
+from hetero.profile.states import States
 from hetero.profile.step_cost import plain_cost
 
 
@@ -29,6 +33,36 @@ def test_a_quick_run_reports_every_figure(tmp_path, capsys):
     decode = report["figures"][3]["arms"]
     assert len(decode["predicted_s"]["samples"]) == 4
     assert all(seconds > 0 for seconds in decode["measured_s"]["samples"])
+
+
+def test_prompts_are_not_of_one_token(monkeypatch, tmp_path):
+    """Which would wake the same experts again and again."""
+    prompts = []
+
+    class Recording(held_out.LlamaEngine):
+        def start(self, tokens, **options):
+            prompts.append(tokens)
+            return super().start(tokens, **options)
+
+    monkeypatch.setattr(held_out, "LlamaEngine", Recording)
+    path = model_path("demo")
+    prefill = next(fit for fit in node_profile().fits if fit.role == "prefill")
+    with Model(path) as model:
+        draw = held_out._Draw(
+            settings=quick_settings(tmp_path),
+            path=path,
+            model=model,
+            fit=replace(prefill, unified=True, threads=1),
+            longest_prompt=128,
+            states=States(model, layout_of(path, "f16"), num_threads=1),
+            fly=lambda: None,
+            prompts=[(100, 0), (40, 60)],
+        )
+        draw.measure()
+    assert [len(tokens) for tokens in prompts] == [100, 100]
+    assert all(len(set(tokens)) > 50 for tokens in prompts)
+    assert prompts[0] != prompts[1]
+    assert [len(chunks) for chunks in draw.passes[0]] == [2, 1]
 
 
 def test_errors_are_of_predictions_at_the_speed_the_machine_then_had():
