@@ -450,7 +450,7 @@ def test_beside_hogs_a_profile_says_that_it_is_noisy(tmp_path):
     noise = read_profile(path).noise
     assert noise.is_noisy
     assert any("other processes took" in reason for reason in noise.reasons)
-    assert "noisy: " in run.stdout
+    assert "NOISY" in run.stdout
 
 
 @pytest.mark.parametrize(

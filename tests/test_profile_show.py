@@ -18,7 +18,7 @@ from hetero.profile.node_report import facts_lines, headline, noise_lines, table
 from hetero.profile.plot.ratio_panel import draw_ratios
 from hetero.profile.plot.roofline import draw_roofline
 from hetero.profile.plot.style import fit_colours
-from hetero.profile.rates import decode_rate, matrix_flops, prefill_rate, rates, roof
+from hetero.profile.rates import decode_rate, first_choice, matrix_flops, prefill_rate, rates, roof
 from hetero.profile.work import step_work
 
 PROFILE = node_profile()
@@ -84,7 +84,10 @@ def test_a_picture_lies_beside_its_profile_unless_told(written, tmp_path, capsys
 
 def test_what_is_read_first_is_how_fast_and_how_near_the_ceiling(written, capsys):
     shown = called(capsys, "show", *written(PROFILE)).splitlines()
-    assert shown[0] == "r730, llama-3.1-8b-q4_k_m, 4.58 GiB, 2026-11-02T19:30:00+00:00"
+    assert shown[0] == (
+        "r730, llama-3.1-8b-q4_k_m, 4.58 GiB, 2026-11-02T19:30:00+00:00, took 171 s of 180"
+    )
+    assert shown[2] == "quiet: a fixed step ran at 97% to 102% of its undisturbed speed"
     assert shown[1] == (
         "prefill 82.9 tok/s at 2k (66% of f32 flops, -5% +5%, q8_0, fitted); "
         "decode 9.07 tok/s at 2k (74% of read bandwidth, -5% +5%, q8_0, fitted)"
@@ -98,12 +101,51 @@ def test_what_is_read_first_is_how_fast_and_how_near_the_ceiling(written, capsys
         "memory, NUMA node 1",
         "K q8_0, V q8_0",
         "decode beside prefill on the same engine",
-        "28 threads 110 ms",
-        "quiet: pilots ran at 97% to 102% of their undisturbed speed",
+        "28 threads",
         "* beyond the samples",
-        "not seen: power of the memory: need root, have none",
+        "facts not seen: 1",
     ):
         assert words in text
+    everything = called(capsys, "show", *written(PROFILE), "--all")
+    assert "not seen: power of the memory: need root, have none" in everything
+
+
+def test_estimates_of_other_types_are_shown_if_asked_for(written, capsys):
+    """Where there is nothing else they are shown in any case."""
+    estimate = replace(PROFILE.fits[0], kv_k="q4_0", kv_v="q4_0", source="estimated")
+    paths = written(replace(PROFILE, fits=[*PROFILE.fits, estimate]))
+    assert "q4_0/q4_0" not in called(capsys, "show", *paths)
+    assert "q4_0/q4_0" in called(capsys, "show", *paths, "--all")
+    assert "q4_0/q4_0" in called(capsys, "show", *written(replace(PROFILE, fits=[estimate])))
+
+
+def test_a_rate_is_lowest_where_seconds_are_longest():
+    fit = replace(PROFILE.fits[0], interval=(0.8, 1.25))  # of seconds
+    assert "-20% +25%" in headline(replace(PROFILE, fits=[fit]))
+    fit = replace(fit, interval=(0.5, 4.0))
+    assert "-75% +100%" in headline(replace(PROFILE, fits=[fit]))
+
+
+def test_what_was_never_tested_is_no_headline(written, capsys):
+    """A step of one row tells nothing of a prompt."""
+    fits = [replace(fit, error=None) if fit.role == "prefill" else fit for fit in PROFILE.fits]
+    profile = replace(PROFILE, fits=fits)
+    count = len(next(fit for fit in fits if fit.role == "prefill").samples)
+    assert headline(profile).startswith(f"prefill not known: {count} samples are too few; decode 9")
+    assert "too few samples" in called(capsys, "show", *written(profile))
+
+
+def test_the_fit_that_is_named_is_what_would_be_run():
+    """Of the first types, in the cache that was found best: not the one that looks quickest."""
+    q8, f16 = (fit for fit in PROFILE.fits if fit.role == "decode")
+    quick = replace(q8, cost=replace(q8.cost, rows_s=[0.01, 0.02, 0.03]))
+    settings = {"decode": replace(PROFILE.settings["decode"], unified=True)}
+    unified = replace(q8, unified=True)
+    profile = replace(PROFILE, settings=settings, fits=[quick, unified, replace(quick, kv_k="f16")])
+    assert first_choice(profile, "decode") == unified
+    gpu = replace(quick, device="cuda:0")
+    assert first_choice(replace(profile, fits=[quick, unified, gpu]), "decode") == gpu
+    assert first_choice(replace(profile, settings={}, fits=[f16, quick]), "decode") == quick
 
 
 def test_a_decode_steps_share_is_bytes_over_seconds_over_bandwidth():
@@ -230,7 +272,11 @@ def test_what_may_be_used_of_a_machine_is_said():
 def test_the_nodes_that_memory_lies_on_are_shown(node, interleave, shown):
     found = replace(PROFILE.settings["decode"], numa_node=node, interleave=interleave)
     profile = replace(PROFILE, settings={"decode": found})
-    [table] = [table for table in tables(profile) if table.title == "settings found best"]
+    [table] = [
+        table
+        for table in tables(profile, with_estimates=True)
+        if table.title == "settings found best"
+    ]
     [row] = table.rows
     assert row[table.heads.index("NUMA node")] == shown
 
@@ -243,7 +289,8 @@ def test_a_noisy_machine_is_said_to_be_so():
         throttled=["heat"],
     )
     assert noise_lines(noise) == [
-        "noisy: pilots ran at 97% to 102% of their undisturbed speed; the intervals allow for it",
+        "NOISY, measure again when it is idle: a fixed step ran at 97% to 102% of its undisturbed "
+        "speed; the intervals allow for it",
         "- throttled: heat",
         "- others took 31%",
     ]
@@ -252,7 +299,7 @@ def test_a_noisy_machine_is_said_to_be_so():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_tables_are_rectangular(name):
-    for table in tables(VARIANTS[name]):
+    for table in tables(VARIANTS[name], with_estimates=True):
         assert {len(row) for row in table.rows} == {len(table.heads)}, table.title
 
 

@@ -21,6 +21,10 @@ def show(
         Path | None,
         typer.Option(metavar="FILE.png", help="Draw it here.  [default: beside the profile]"),
     ] = None,
+    all_of_it: Annotated[
+        bool,
+        typer.Option("--all", help="Estimates of other types, too, and what was not seen."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """What a profile says, each figure with its share of what the hardware gives."""
@@ -40,7 +44,7 @@ def show(
         elif isinstance(profile, LinkProfile):
             print_link(profile)
         else:
-            print_machine(profile)
+            print_machine(profile, all_of_it=all_of_it)
         return
     if picture is not None:
         from hetero.profile.plot.node_figure import plot_node
@@ -50,7 +54,7 @@ def show(
     if as_json:
         print_json(document(profile) | {"rates": _rates(profile)})
     else:
-        print_node(profile)
+        print_node(profile, all_of_it=all_of_it)
 
 
 def _rates(profile: "NodeProfile") -> list[list[dict[str, Any]]]:

@@ -10,36 +10,46 @@ if TYPE_CHECKING:
     from hetero.profile.node_report import Table
 
 
-def print_node(profile: "NodeProfile") -> None:
+def print_node(profile: "NodeProfile", *, all_of_it: bool = False) -> None:
+    """all_of_it: with estimates of types that were not measured, and what could not be seen."""
     from hetero.profile.node_report import BEYOND, facts_lines, headline, noise_lines, tables
 
-    model = profile.model
-    weights = "" if model.fingerprint is not None else ", random weights"
+    model, about = profile.model, profile.provenance
+    is_random = model.fingerprint is None and profile.noise is not None
+    weights = ", random weights" if is_random else ""
+    took = "" if profile.noise is None else f", took {about.seconds:.0f} s of {about.budget_s:.0f}"
     _print_lines(
         [
             f"{profile.host}, {model.name}{weights}, {size_text(model.weight_bytes)}, "
-            f"{profile.date}",
+            f"{profile.date}{took}",
             headline(profile),
+            *noise_lines(profile.noise),
             "",
             *facts_lines(profile.facts),
         ]
     )
-    found = tables(profile)
+    found = tables(profile, with_estimates=all_of_it)
     for table in found:
         print_table(table)
-    notes = noise_lines(profile.noise)
+    notes = []
     if any(BEYOND in cell for table in found for row in table.rows for cell in row):
         notes.append(f"{BEYOND} beyond the samples")
-    notes.extend(f"not seen: {line}" for line in profile.facts.unseen)
-    _print_lines(["", *notes])
+    _print_lines(["", *notes, *_unseen_lines(profile, all_of_it)])
 
 
-def print_machine(profile: "MachineProfile") -> None:
+def _unseen_lines(profile: "NodeProfile | MachineProfile", all_of_it: bool) -> list[str]:
+    unseen = profile.facts.unseen
+    if all_of_it or not unseen:
+        return [f"not seen: {line}" for line in unseen]
+    return [f"facts not seen: {len(unseen)}; hetero profile show --all says which, and why"]
+
+
+def print_machine(profile: "MachineProfile", *, all_of_it: bool = False) -> None:
     from hetero.profile.node_report import ceilings_table, facts_lines
 
     _print_lines([f"{profile.host}, {profile.date}", "", *facts_lines(profile.facts)])
     print_table(ceilings_table(profile.ceilings))
-    _print_lines(["", *(f"not seen: {line}" for line in profile.facts.unseen)])
+    _print_lines(["", *_unseen_lines(profile, all_of_it)])
 
 
 def print_link(found: "LinkProfile") -> None:
@@ -82,7 +92,7 @@ def print_link(found: "LinkProfile") -> None:
         [
             "",
             f"round trip {1e6 * rtt.median:.0f} us (least {1e6 * rtt.low:.0f} us); "
-            f"packing {found.pack_bytes_per_s.median / 1e9:.2f} GB/s on one thread here",
+            f"packing {8e-9 * found.pack_bytes_per_s.median:.2f} Gbit/s on one thread here",
         ]
     )
 

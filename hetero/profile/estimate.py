@@ -68,7 +68,8 @@ def estimate_profile(
     if model.weight_bytes > machine.memory_bytes:
         raise PlanError(
             f"{name}: {model.name} needs {model.weight_bytes / 2**30:.1f} GiB for its weights, "
-            f"have {machine.memory_bytes / 2**30:.1f} GiB; take a smaller quant"
+            f"have {machine.memory_bytes / 2**30:.1f} GiB; take a smaller quant (of weights "
+            "streamed from the host there are no estimates yet)"
         )
     cell_bytes = kv_layout(
         num_layers=model.num_layers,

@@ -15,9 +15,21 @@ from hetero.profile.node_profile import (
     RoleSettings,
     Soak,
 )
-from hetero.profile.rates import CONTEXT, Rate, count_text, fastest, fit_name, rates, roof
+from hetero.profile.rates import (
+    CONTEXT,
+    Rate,
+    count_text,
+    first_choice,
+    fit_name,
+    is_known,
+    measured_first,
+    rates,
+    roof,
+    typical_rate,
+)
 
 GIB = 2**30
+ROLES: tuple[Role, Role] = ("prefill", "decode")
 BEYOND = "*"  # after a rate that no sample reaches
 
 
@@ -30,11 +42,14 @@ class Table(NamedTuple):
 def headline(profile: NodeProfile) -> str:
     """What the machine does with the model, in one line."""
     words = []
-    for role in ("prefill", "decode"):
-        best = fastest(profile, role)
-        if best is None:
+    for role in ROLES:
+        fit = first_choice(profile, role)
+        if fit is None:
             continue
-        fit, rate = best
+        if not is_known(fit):
+            words.append(f"{role} not known: {len(fit.samples)} samples are too few")
+            continue
+        rate = typical_rate(profile, fit)
         above = roof(profile.ceilings, fit.device)
         share = ""
         if rate.share is not None and above is not None:
@@ -43,12 +58,15 @@ def headline(profile: NodeProfile) -> str:
         types = fit.kv_k if fit.kv_k == fit.kv_v else f"{fit.kv_k}/{fit.kv_v}"
         words.append(
             f"{role} {rate_text(rate.tokens_per_s)} tok/s at {count_text(CONTEXT)} "
-            f"({share}{_interval_text(fit.interval)}, {types}, {fit.source})"
+            f"({share}{_rates_interval_text(fit)}, {types}, {fit.source})"
         )
     return "; ".join(words) or "no engine was measured"
 
 
 def facts_lines(facts: Facts) -> list[str]:
+    """Of an estimate little is known, or nothing."""
+    if not facts.cpu.cores:
+        return []
     product = f"{facts.product}: " if facts.product else ""
     lines = [f"{product}{_cpu_text(facts.cpu)}, {_memory_text(facts)}"]
     usable = facts.usable
@@ -92,24 +110,26 @@ def noise_lines(noise: Noise | None) -> list[str]:
     if noise is None:
         return ["estimated: nothing ran on the machine"]
     low, high = noise.speed
-    pilots = f"pilots ran at {low:.0%} to {high:.0%} of their undisturbed speed"
+    pilots = f"a fixed step ran at {low:.0%} to {high:.0%} of its undisturbed speed"
     if not noise.is_noisy:
         return [f"quiet: {pilots}"]
     return [
-        f"noisy: {pilots}; the intervals allow for it",
+        f"NOISY, measure again when it is idle: {pilots}; the intervals allow for it",
         *(f"- {reason}" for reason in noise.reasons),
     ]
 
 
-def tables(profile: NodeProfile) -> list[Table]:
-    """Those that have rows, what matters most first."""
+def tables(profile: NodeProfile, *, with_estimates: bool) -> list[Table]:
+    """Those that have rows, what matters most first. with_estimates: of pairs of types that were
+    not measured, where others were."""
     found = [
-        _fits_table(profile, "decode"),
-        _fits_table(profile, "prefill"),
+        _fits_table(profile, "decode", with_estimates),
+        _fits_table(profile, "prefill", with_estimates),
         ceilings_table(profile.ceilings),
         _codecs_table(profile.codecs),
         _co_runs_table(profile.co_runs),
         _settings_table(profile.settings),
+        _tried_table(profile.settings),
     ]
     if profile.experts is not None:
         found.append(_experts_table(profile.experts))
@@ -122,14 +142,16 @@ def rate_text(per_second: float) -> str:
     return f"{per_second:.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
-def _fits_table(profile: NodeProfile, role: str) -> Table:
+def _fits_table(profile: NodeProfile, role: Role, with_estimates: bool) -> Table:
     fits = [fit for fit in profile.fits if fit.role == role]
+    if not with_estimates:
+        fits = measured_first(fits)
     found = [rates(profile, fit) for fit in fits]
     heads = [rate.what for rate in found[0]] if found else []
     of = "bandwidth" if role == "decode" else "flops"
     return Table(
         f"{role}, tokens/s and share of {of}",
-        ["", *heads, "9 of 10 within", "cross-validated error", ""],
+        ["", *heads, "9 of 10 within", "error when tested", ""],
         [_fit_row(fit, row) for fit, row in zip(fits, found, strict=True)],
     )
 
@@ -139,9 +161,9 @@ def _fit_row(fit: EngineFit, found: list[Rate]) -> list[str]:
     return [
         fit_name(fit),
         *(_rate_cell(rate, has_samples=bool(fit.samples)) for rate in found),
-        _interval_text(fit.interval),
+        _rates_interval_text(fit),
         "" if error is None else f"{error.median:.1%}, p90 {error.p90:.1%}",
-        fit.source,
+        fit.source if is_known(fit) else "too few samples",
     ]
 
 
@@ -151,9 +173,10 @@ def _rate_cell(rate: Rate, *, has_samples: bool) -> str:
     return f"{rate_text(rate.tokens_per_s)}{beyond}{share}"
 
 
-def _interval_text(interval: tuple[float, float]) -> str:
-    low, high = interval
-    return f"-{1 - low:.0%} +{high - 1:.0%}"
+def _rates_interval_text(fit: EngineFit) -> str:
+    """A fit's interval is of seconds: the longest are the lowest rate."""
+    low, high = fit.interval
+    return f"{1 / high - 1:+.0%} {1 / low - 1:+.0%}"
 
 
 def ceilings_table(ceilings: Ceilings) -> Table:
@@ -243,13 +266,23 @@ def _settings_table(settings: dict[Role, RoleSettings]) -> Table:
             _numa_text(found),
             found.load,
             "unified" if found.unified else "streams",
-            str(found.chunk_tokens),
-            ", ".join(f"{name} {1000 * tried:.3g} ms" for name, tried in found.tried.items()),
         ]
         for role, found in settings.items()
     ]
-    heads = ["", "threads", "run on", "NUMA node", "load", "cache", "chunk", "tried"]
+    heads = ["", "threads", "run on", "NUMA node", "load", "cache"]
     return Table("settings found best", heads, rows)
+
+
+def _tried_table(settings: dict[Role, RoleSettings]) -> Table:
+    ways = dict.fromkeys(way for found in settings.values() for way in found.tried)
+    rows = [
+        [way, *(_tried_text(found.tried.get(way)) for found in settings.values())] for way in ways
+    ]
+    return Table("tried for them, milliseconds of one step", ["", *settings], rows)
+
+
+def _tried_text(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:.3g}"
 
 
 def _numa_text(found: RoleSettings) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hetero.kv.layout import model_layout
-from hetero.profile.node_profile import Ceilings, EngineFit, ModelShape, NodeProfile
+from hetero.profile.node_profile import Ceilings, EngineFit, ModelShape, NodeProfile, Role
 from hetero.profile.work import chunk_work
 
 PROMPTS = (512, 2048, 8192)
@@ -89,20 +89,33 @@ def prefill_rate(profile: NodeProfile, fit: EngineFit, num_tokens: int) -> Rate:
     )
 
 
-def fastest(profile: NodeProfile, role: str) -> tuple[EngineFit, Rate] | None:
-    """The fit to name first: the quickest of those measured, or of the estimates if none was."""
-    of_role = [fit for fit in profile.fits if fit.role == role]
-    chosen = [fit for fit in of_role if fit.source != "estimated"] or of_role
-    if not chosen:
-        return None
-    typical = [
-        decode_rate(profile, fit, [CONTEXT])
-        if role == "decode"
-        else prefill_rate(profile, fit, CONTEXT)
-        for fit in chosen
-    ]
-    best = min(range(len(chosen)), key=lambda index: typical[index].seconds)
-    return chosen[best], typical[best]
+def first_choice(profile: NodeProfile, role: Role) -> EngineFit | None:
+    """The fit to name first: what `hetero up` would run, at the pair of types that was asked for
+    first; for prefill a GPU's, if one is quicker. Of an estimate the quickest."""
+    fits = measured_first([fit for fit in profile.fits if fit.role == role])
+    found = profile.settings.get(role)
+    if fits and found is not None:
+        types = fits[0].kv_k, fits[0].kv_v
+        of_types = [fit for fit in fits if (fit.kv_k, fit.kv_v) == types]
+        chosen = [fit for fit in of_types if fit.device != "cpu" or fit.unified == found.unified]
+        fits = chosen or fits
+    return min(fits, key=lambda fit: typical_rate(profile, fit).seconds, default=None)
+
+
+def typical_rate(profile: NodeProfile, fit: EngineFit) -> Rate:
+    if fit.role == "decode":
+        return decode_rate(profile, fit, [CONTEXT])
+    return prefill_rate(profile, fit, CONTEXT)
+
+
+def measured_first(fits: Sequence[EngineFit]) -> list[EngineFit]:
+    """Without the estimates, where there is anything else."""
+    return [fit for fit in fits if fit.source != "estimated"] or list(fits)
+
+
+def is_known(fit: EngineFit) -> bool:
+    """Whether its predictions were tested on samples, or are not of samples at all."""
+    return fit.error is not None or not fit.samples
 
 
 def has_known_work(model: ModelShape) -> bool:

@@ -144,7 +144,7 @@ def _measure_cores(
         turn_s = max(_LEAST_TURN_S, _F32_SHARE * seconds / _REPEATS)
         rates = [workers.rate("f32", turn_s, engines) / 1e12 for _ in range(_REPEATS)]
         samples["tflops.f32"] = rates
-        say(f"f32: {median(rates):.2f} TFLOP/s")
+        say(f"f32: {median(rates):.3g} TFLOP/s")
 
 
 def _sample(
@@ -170,7 +170,7 @@ def _torch_part(cpus: list[int], seconds: float, samples: Samples, say: Say) -> 
             [rates] = workers.call(torch_rates, _TORCH_SHARE * seconds)
             for name, values in rates.items():
                 samples[f"tflops.{name}"] = [value / 1e12 for value in values]
-                say(f"{name}: {median(values) / 1e12:.2f} TFLOP/s")
+                say(f"{name}: {median(values) / 1e12:.3g} TFLOP/s")
             [gpus] = workers.call(gpu_ceilings)
     except HeteroError as error:
         say(f"torch: not measured: {error}")

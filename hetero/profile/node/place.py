@@ -128,11 +128,15 @@ def find_place(
 def _tried(place: Place, job: Job, deadline: float, num_nodes: int, say: Say) -> Seconds:
     """Raises: EngineError if it fails, or is not done by `deadline`."""
     with closing(Worker(place.cpus)) as worker:
-        worker.reply(_left_s(deadline))  # it runs where it should
-        worker.send(Prepare(Trial, (job, place)))
-        worker.reply(_left_s(deadline))
-        worker.send(Call(step_seconds, ()))
-        taken: Seconds = worker.reply(_left_s(deadline))
+        try:
+            worker.reply(_left_s(deadline))  # it runs where it should
+            worker.send(Prepare(Trial, (job, place)))
+            worker.reply(_left_s(deadline))
+            worker.send(Call(step_seconds, ()))
+            taken: Seconds = worker.reply(_left_s(deadline))
+        except EngineError:
+            _left_s(deadline)  # says why, if that is it
+            raise
     words = _words(place, job, num_nodes)
     say(f"{words}: " + ", ".join(f"{role} {1e3 * s:.1f} ms" for role, s in taken.items()))
     return taken

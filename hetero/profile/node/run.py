@@ -49,7 +49,7 @@ _AFTER_SURVEY_SHARE = 0.08
 _LEAST_SURVEY_SHARE = 0.2
 
 # What ceilings may take of memory in any case; no more than the node will, where that is known.
-_CEILINGS_BYTES = 2**30
+_CEILINGS_BYTES = 2**31
 
 Say = Callable[[str], None]
 Progress = Callable[[float], None]  # share of the whole that is done, the soak included
@@ -236,7 +236,10 @@ def _survey(
 
     num_left_out = engines.survey(survey_s, tell)
     if num_left_out:
-        say(f"left out {num_left_out} steps that {budget_s:.0f} s are too short for: extrapolated")
+        say(
+            f"left out {num_left_out} steps that {budget_s:.0f} s are too short for: extrapolated; "
+            "a longer --budget measures more of them"
+        )
     tell(1.0)  # it may have been done early
 
 
