@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 def print_node(profile: "NodeProfile") -> None:
+    from hetero.launch.node_settings import settings_block
     from hetero.profile.node_report import BEYOND, facts_lines, headline, noise_lines, tables
 
     model = profile.model
@@ -32,6 +33,7 @@ def print_node(profile: "NodeProfile") -> None:
         notes.append(f"{BEYOND} beyond the samples")
     notes.extend(f"not seen: {line}" for line in profile.facts.unseen)
     _print_lines(["", *notes])
+    _print_lines(settings_block(profile.settings))
 
 
 def print_machine(profile: "MachineProfile") -> None:
