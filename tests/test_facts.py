@@ -44,6 +44,7 @@ def assert_valid(facts):
     assert msgspec.json.decode(msgspec.json.encode(facts), type=Facts) == facts
     for line in facts.unseen:
         assert re.fullmatch(r"[^:]+: .+; .+", line), line
+        assert "sudo hetero" not in line, "sudo's path has no virtual environments"
 
 
 def unseen_line(facts, what):
@@ -133,7 +134,7 @@ def test_slots_that_do_not_tell_leave_channels_unseen(tmp_path):
     ("dmidecode", "said"),
     [
         (None, "dmidecode is not installed; sudo apt install dmidecode"),
-        (refused(), "dmidecode needs root; sudo hetero profile node"),
+        (refused(), "dmidecode needs root; sudo dmidecode -t memory"),
         (subprocess.TimeoutExpired(["dmidecode"], 10), "timed out after 10 seconds"),
         ("# dmidecode 3.4\n# No SMBIOS nor DMI entry point found, sorry.\n", "the firmware lists"),
         (

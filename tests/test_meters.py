@@ -87,6 +87,20 @@ def test_energy_is_none_with_a_package_missing(tmp_path):
     facts = collect_facts(tmp_path, probes())
     assert not facts.power.has_rapl
     assert facts.cpu.power_limit_watts == 120
+    [line] = [line for line in facts.unseen if line.startswith("package power")]
+    assert "intel-rapl:1/energy_uj is not there; " in line
+
+
+def test_a_meter_that_is_roots_alone_can_be_opened(tmp_path, monkeypatch):
+    """Root, who may run this, is refused nothing: so the file is unreadable in another way."""
+    add_rapl(tmp_path, packages=1, watts=120)
+    write(tmp_path, "sys/class/powercap/intel-rapl:0/energy_uj", "")
+    monkeypatch.setattr("hetero.profile.facts.power.why_unreadable", lambda path: "needs root")
+    unseen = collect_facts(tmp_path, probes()).unseen
+    assert (
+        "package power: RAPL's intel-rapl:0/energy_uj needs root; sudo chmod a+r "
+        "/sys/class/powercap/intel-rapl:*/energy_uj (until the next boot)"
+    ) in unseen
 
 
 def test_clock_is_that_of_the_cpus_asked_for(tmp_path):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 def print_node(profile: "NodeProfile", *, all_of_it: bool = False) -> None:
     """all_of_it: with estimates of types that were not measured, and what could not be seen."""
+    from hetero.launch.node_settings import settings_block
     from hetero.profile.node_report import BEYOND, facts_lines, headline, noise_lines, tables
 
     model, about = profile.model, profile.provenance
@@ -35,6 +36,7 @@ def print_node(profile: "NodeProfile", *, all_of_it: bool = False) -> None:
     if any(BEYOND in cell for table in found for row in table.rows for cell in row):
         notes.append(f"{BEYOND} beyond the samples")
     _print_lines(["", *notes, *_unseen_lines(profile, all_of_it)])
+    _print_lines(settings_block(profile.settings))
 
 
 def _unseen_lines(profile: "NodeProfile | MachineProfile", all_of_it: bool) -> list[str]:

@@ -78,7 +78,7 @@ def _slots(run: Callable[[list[str]], str]) -> tuple[list[Module], list[str]]:
     except subprocess.CalledProcessError as error:
         said = f"{error.stderr or ''}\n{error.output or ''}".strip()
         if "permission denied" in said.lower():
-            return [], [f"{_MODULES}: dmidecode needs root; sudo hetero profile node"]
+            return [], [f"{_MODULES}: dmidecode needs root; {_BY_HAND}"]
         last_line = said.splitlines()[-1] if said else f"exit status {error.returncode}"
         return [], [f"{_MODULES}: dmidecode failed ({last_line}); {_BY_HAND}, on the host"]
     except (OSError, subprocess.SubprocessError) as error:

@@ -7,16 +7,21 @@ from hetero.profile.facts.probes import Basics
 from hetero.profile.facts.rapl import package_domains
 from hetero.profile.facts.report import Power
 
+# Kernels keep the meter to root. Then `hetero` need not run as root, with root's files and paths.
+_LET_READ = "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
+
 
 def power_facts(root: Path, basics: Basics) -> tuple[Power, list[str]]:
     meters = [domain / "energy_uj" for domain in package_domains(root)]
-    has_rapl = bool(meters) and all(count(path) is not None for path in meters)
+    unreadable = [path for path in meters if count(path) is None]
+    has_rapl = bool(meters) and not unreadable
     power = Power(on_battery=_on_battery(root, basics), has_rapl=has_rapl)
     if has_rapl:
         return power, []
-    if meters:
-        why = f"{meters[0].parent.name}/energy_uj {why_unreadable(meters[0])}"
-        return power, [f"package power: RAPL's {why}; sudo hetero profile node"]
+    if unreadable:
+        path = unreadable[0]
+        why = f"{path.parent.name}/energy_uj {why_unreadable(path)}"
+        return power, [f"package power: RAPL's {why}; {_LET_READ} (until the next boot)"]
     return power, [
         "package power: no RAPL (a virtual machine, or no driver); sudo modprobe intel_rapl_msr"
     ]

@@ -16,7 +16,6 @@ from hetero.errors import EngineError
 from hetero.profile.node.foreign_errors import as_engine_errors
 from hetero.profile.node.rig import StepRig
 from hetero.profile.node_profile import CoRun
-from hetero.transport.seals import KEY_BYTES, TAG_BYTES, make_seal
 
 _NUM_ROUNDS = 7
 _CHUNK_TOKENS = 64
@@ -171,6 +170,9 @@ def _copying(copy: Callable[[], int]) -> Iterator[_Count]:
 @contextmanager
 def _receiving() -> Iterator[_Count]:
     """Frames between two threads over a socket; how many bytes have been opened so far."""
+    # Not before: OpenSSL takes 6 MB, and a survey is to take no more than a node.
+    from hetero.transport.seals import KEY_BYTES, TAG_BYTES, make_seal
+
     key = secrets.token_bytes(KEY_BYTES)
     ours, theirs = socket.socketpair()
     is_over = threading.Event()
