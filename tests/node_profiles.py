@@ -26,6 +26,7 @@ from hetero.profile.node_profile import (
     EngineFit,
     FitError,
     GPUCeilings,
+    MachineProfile,
     ModelShape,
     NodeProfile,
     Noise,
@@ -201,6 +202,17 @@ def node_profile(*, seed=1, noise=0.02, slower=1.0, host="r730", unified=False):
             seconds=171.0,
             budget_s=180.0,
         ),
+    )
+
+
+def machine_profile():
+    profile = node_profile()
+    return MachineProfile(
+        host=profile.host,
+        date=profile.date,
+        facts=profile.facts,
+        ceilings=profile.ceilings,
+        provenance=profile.provenance,
     )
 
 

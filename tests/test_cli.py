@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from hetero.cli import checks, doctor, main, options
@@ -43,6 +44,36 @@ def test_help_names_every_verb_and_loads_nothing_heavy():
 def test_every_verb_explains_itself(verb, capsys):
     assert main.main([verb, "--help"]) == 0
     assert f"Usage: hetero {verb}" in capsys.readouterr().out
+
+
+def commands():
+    """(words, command) of all that can be called, the groups too."""
+    group = typer.main.get_command(main.app)
+    yield [], group
+    for verb in main._VERBS:
+        _, found, _ = group.resolve_command(typer.Context(group), [verb])
+        yield [verb], found
+        for name, command in getattr(found, "commands", {}).items():
+            yield [verb, name], command
+
+
+@pytest.mark.parametrize(
+    "words", [words for words, _ in commands()], ids=lambda words: " ".join(words) or "hetero"
+)
+def test_help_says_all_that_an_options_help_says(words, capsys):
+    [command] = [command for each, command in commands() if each == words]
+    assert main.main([*words, "--help"]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    for parameter in command.params:
+        said = getattr(parameter, "help", None) or ""
+        assert "".join(said.split()) in shown, parameter.name
+
+
+def test_defaults_in_brackets_are_shown(capsys):
+    assert main.main(["profile", "node", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "[default: the best]" in shown
+    assert "[default: profiles/HOST_MODEL.yaml]" in shown
 
 
 @pytest.mark.parametrize(

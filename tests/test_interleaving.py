@@ -14,6 +14,7 @@ from machine_trees import r730, write
 from node_profiles import node_profile
 
 from hetero.cli.model import model_path
+from hetero.cli.options import open_model
 from hetero.cli.tuning import found_settings
 from hetero.errors import ConfigError
 from hetero.kv.layout import model_layout
@@ -269,7 +270,7 @@ def test_a_node_alone_loads_into_interleaved_memory(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     path = tmp_path / "p.yaml"
     write_profile(profile_of_here([0]), path)
-    settings = found_settings(path, model_path("demo"), "demo", any_model=True)
+    settings = found_settings(path, *open_model("demo"), any_model=True)
     whole = plan(settings, num_prefill=num_prefill, threads=threads)
     with LocalCluster(whole, lambda line: None) as cluster:
         [pid] = [node.pid for node in cluster.state.nodes if node.name == "decode-0"]
@@ -281,9 +282,9 @@ def test_a_profile_of_interleaved_memory_is_not_used_where_that_is_forbidden(tmp
     monkeypatch.setattr(interleaving, "_call", lambda *arguments: errno.EPERM)
     write_profile(profile_of_here([0, 1]), path)
     with pytest.raises(ConfigError, match=re.escape(str(path)) + ": need the right to interleave"):
-        found_settings(path, model_path("demo"), "demo", any_model=True)
+        found_settings(path, *open_model("demo"), any_model=True)
     write_profile(profile_of_here([]), path)
-    assert found_settings(path, model_path("demo"), "demo", any_model=True)
+    assert found_settings(path, *open_model("demo"), any_model=True)
 
 
 @pytest.mark.parametrize("nodes", [[-1], [1024], ["a"]])

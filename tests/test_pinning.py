@@ -147,19 +147,20 @@ def profile_of_here(**changes):
 def test_a_profile_of_cpus_that_are_not_here_stops_only_where_it_is_named(
     changes, need, tmp_path, monkeypatch, capsys
 ):
-    from hetero.cli.model import model_path
+    from hetero.cli.options import open_model
     from hetero.cli.tuning import found_settings
     from hetero.profile.document import profile_name, write_profile
 
     monkeypatch.chdir(tmp_path)
-    path = Path("profiles") / profile_name(os.uname().nodename, "demo")
+    demo, spec = open_model("demo")
+    path = Path("profiles") / profile_name(os.uname().nodename, spec.name, spec.quantization)
     write_profile(profile_of_here(**changes), path)
-    assert found_settings(None, model_path("demo"), "demo", any_model=True) == {}
+    assert found_settings(None, demo, spec, any_model=True) == {}
     said = capsys.readouterr().err
     assert f"not used: {path}" in said
     assert need in said
     with pytest.raises(ConfigError, match=need):
-        found_settings(path, model_path("demo"), "demo", any_model=True)
+        found_settings(path, demo, spec, any_model=True)
 
 
 def test_numa_nodes_are_shared_only_where_one_was_found_best():
@@ -172,26 +173,26 @@ def test_numa_nodes_are_shared_only_where_one_was_found_best():
 
 
 def test_the_profile_of_another_model_is_not_used_unless_asked_for(tmp_path, monkeypatch, capsys):
-    from hetero.cli.model import model_path
+    from hetero.cli.options import open_model
     from hetero.cli.tuning import found_settings
     from hetero.profile.document import profile_name, write_profile
 
     monkeypatch.chdir(tmp_path)
-    demo = model_path("demo")
-    assert found_settings(None, demo, "demo", any_model=False) == {}
+    demo, spec = open_model("demo")
+    assert found_settings(None, demo, spec, any_model=False) == {}
     other = profile_of_here()
-    path = tmp_path / "profiles" / profile_name(os.uname().nodename, "demo")
+    path = tmp_path / "profiles" / profile_name(os.uname().nodename, spec.name, spec.quantization)
     write_profile(other, path)
-    assert found_settings(None, demo, "demo", any_model=False) == {}
+    assert found_settings(None, demo, spec, any_model=False) == {}
     assert "not used: profiles/" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="model: need a profile of this model"):
-        found_settings(path, demo, "demo", any_model=False)
-    assert found_settings(path, demo, "demo", any_model=True) == other.settings
+        found_settings(path, demo, spec, any_model=False)
+    assert found_settings(path, demo, spec, any_model=True) == other.settings
     assert "may be stale: host: was r730" in capsys.readouterr().err
 
 
 def test_an_edited_profile_is_not_used(tmp_path):
-    from hetero.cli.model import model_path
+    from hetero.cli.options import open_model
     from hetero.cli.tuning import found_settings
     from hetero.profile.document import write_profile
 
@@ -199,4 +200,4 @@ def test_an_edited_profile_is_not_used(tmp_path):
     write_profile(node_profile(), path)
     path.write_text(path.read_text().replace("host: r730", "host: r740"))
     with pytest.raises(ConfigError, match="host: need what was measured, have it edited"):
-        found_settings(path, model_path("demo"), "demo", any_model=True)
+        found_settings(path, *open_model("demo"), any_model=True)

@@ -72,6 +72,11 @@ def test_torch_serves_what_triton_compiles_for():
 def test_an_unknown_preset_names_near_ones():
     with pytest.raises(ConfigError, match="rtx-3090"):
         load_preset("rtx3090")
+    with pytest.raises(ConfigError) as error:
+        load_preset("foo")
+    assert str(error.value).endswith("; all: `hetero profile estimate --list`")
+    near = str(error.value).partition("near: ")[2].partition(";")[0]
+    assert len(near.split(", ")) == 5
 
 
 def test_an_installed_package_brings_them(tmp_path):
@@ -371,6 +376,14 @@ def test_a_written_estimate_is_a_profile(tmp_path):
     assert profile.host == "p40"
     assert {(fit.kv_k, fit.kv_v) for fit in profile.fits} == {("f16", "q8_0")}
     assert json.loads(result.stdout)["kind"] == "node"
+
+
+def test_an_estimate_says_where_it_was_written(tmp_path):
+    path = tmp_path / "it.yaml"
+    for said in ("wrote", "replaced"):
+        result = call("p40", "--shape", "qwen3-8b", "--kv-k", "Q8_0", "-o", str(path))
+        assert result.exit_code == 0, result.output
+        assert f"{said} {path}\n" in result.stderr
 
 
 def test_a_file_keeps_its_fingerprint(tmp_path):

@@ -16,8 +16,9 @@ from profile_commands import call, called, write_profiles
 from test_profile_document import link_profile
 
 from hetero.errors import ConfigError
-from hetero.profile.agreement import agreement
+from hetero.profile.agreement import LEAST_POINTS, agreement, doubts
 from hetero.profile.comparison import compare
+from hetero.profile.work import step_work
 
 PROFILE = node_profile()
 replace = msgspec.structs.replace
@@ -77,8 +78,56 @@ def test_predictions_are_compared_inside_both_runs_samples(unified):
 
 def test_fits_of_one_run_only_are_named():
     found = agreement(PROFILE, replace(PROFILE, fits=PROFILE.fits[1:]))
-    assert found.unmatched == ["decode llama cpu q8_0/q8_0 streams"]
-    assert len(found.fits) == 3
+    assert found.in_one_only == ["decode llama cpu q8_0/q8_0 streams"]
+    assert (found.apart, len(found.fits)) == ([], 3)
+
+
+def deep_only(fit):
+    """Samples of contexts that no other run has."""
+    work = step_work([100_000], 0, unified=False)
+    return replace(fit, samples=[replace(fit.samples[0], work=work)])
+
+
+def test_a_fit_of_both_runs_without_samples_in_common_is_not_in_one_only(written, capsys):
+    other = replace(PROFILE, fits=[deep_only(PROFILE.fits[0]), *PROFILE.fits[1:]])
+    found = agreement(PROFILE, other)
+    assert found.apart == found.unmatched == ["decode llama cpu q8_0/q8_0 streams"]
+    assert found.in_one_only == []
+    shown = called(capsys, "compare", *written(PROFILE, other))
+    assert "no samples in common: decode llama cpu q8_0/q8_0 streams" in shown
+    assert "in one of them only" not in shown
+
+
+def test_a_point_or_two_are_no_agreement(written, capsys):
+    one = replace(PROFILE, fits=[replace(PROFILE.fits[0], samples=PROFILE.fits[0].samples[:1])])
+    found = agreement(one, PROFILE)
+    assert 0 < found.num_points < LEAST_POINTS
+    shown = called(capsys, "compare", *written(one, PROFILE))
+    assert (
+        f"too few samples in common: need 10 points of the grid, have {found.num_points};" in shown
+    )
+    assert "agree within" not in shown
+    found = json.loads(called(capsys, "compare", *written(one, PROFILE), "--json"))
+    assert found["no_agreement"].startswith("too few samples in common")
+
+
+def test_a_noisy_run_is_said_to_be_so_last(written, capsys):
+    noise = replace(PROFILE.noise, is_noisy=True, reasons=["throttled: heat", "on battery"])
+    paths = written(PROFILE, replace(PROFILE, noise=noise))
+    last = called(capsys, "compare", *paths).splitlines()[-1]
+    assert last == "B was noisy: throttled: heat; on battery"
+    assert json.loads(called(capsys, "compare", *paths, "--json"))["doubts"] == [last]
+
+
+def test_pilots_of_another_speed_are_a_doubt_on_one_machine_only():
+    assert doubts(PROFILE, node_profile(slower=1.19)) == []
+    for slower in (17.0, 1 / 17):
+        assert doubts(PROFILE, node_profile(slower=slower)) == [
+            f"not one speed: undisturbed, B's {name} pilot took {slower:.3g} times A's seconds"
+            for name in ("compute", "memory")
+        ]
+    assert doubts(PROFILE, node_profile(slower=17.0, host="r740")) == []
+    assert doubts(PROFILE, replace(PROFILE, noise=None)) == []
 
 
 @pytest.mark.parametrize(
@@ -87,7 +136,7 @@ def test_fits_of_one_run_only_are_named():
         ({"host": "r740"}, "host: need two runs on one, have r730 and r740"),
         ({"model": replace(MODEL, fingerprint=None)}, "model: need two runs on one"),
         ({"noise": None}, "noise.pilot_s of r730: need memory, have none"),
-        ({"fits": []}, "fits: need one with samples in both profiles, have none"),
+        ({"fits": []}, "fits: need one with samples in common, have none"),
     ],
 )
 def test_what_can_not_agree_is_refused(change, complaint):
@@ -106,7 +155,8 @@ def test_two_runs_stand_side_by_side(written, capsys):
     line = next(line for line in shown.splitlines() if "memory, read" in line)
     assert line.split() == ["ceilings", "memory,", "read", "58", "46.4", "GB/s", "0.800"]
     assert "0.yaml, r730, 2026-11-02T19:30:00+00:00, quiet" in shown.splitlines()[0]
-    assert shown.rstrip().endswith("agree within 0.0%, half of them within 0.0%")
+    assert "agree within 0.0%, half of them within 0.0%" in shown
+    assert "pilot took 1.25 times A's seconds" in shown.splitlines()[-1]
     found = json.loads(called(capsys, "compare", *paths, "--json"))
     assert found["agreement"]["worst_deviation"] < 1e-9
     assert found["no_agreement"] is None

@@ -14,6 +14,7 @@ from hetero.errors import ConfigError
 from hetero.profile import document
 from hetero.profile.document import (
     MAX_FILE_BYTES,
+    profile_name,
     read_node_profile,
     read_profile,
     require_model,
@@ -97,7 +98,7 @@ def test_a_links_profile_is_read_back_and_is_no_nodes(tmp_path):
     path = tmp_path / "link.yaml"
     write_profile(link_profile(), path)
     assert read_profile(path) == link_profile()
-    with pytest.raises(ConfigError, match="kind: need a node's profile, have another"):
+    with pytest.raises(ConfigError, match="kind: need a node's profile, have a link's; measure"):
         read_node_profile(path)
 
 
@@ -293,7 +294,40 @@ def test_an_added_field_is_refused_with_and_without_a_digest(path):
     rewrite(path, overclocked=True)
     assert refused(path) == "overclocked: need a field of a profile, have one added to it"
     rewrite(path, digests={"overclocked": document._digest(True)})
-    assert refused(path) == "Object contains unknown field overclocked"
+    assert refused(path) == (
+        "Object contains unknown field overclocked; measure again with this version of hetero"
+    )
+
+
+def test_a_file_of_a_version_with_other_fields_says_to_measure_again(path):
+    content = yaml.safe_load(path.read_text())
+    del content["digests"], content["model"]["hidden_size"]
+    with_right_digests(path, content)
+    assert refused(path) == (
+        "model: Object missing required field hidden_size; measure again with this version of "
+        "hetero"
+    )
+
+
+def test_a_file_cut_in_its_middle_is_asked_about(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"read_gb_s") + 5])
+    assert refused(path).endswith("; cut short, or not a profile?")
+
+
+@pytest.mark.parametrize(
+    ("model", "quantization", "name"),
+    [
+        ("llama-3.2-1b", "Q4_K_M", "r730_llama-3.2-1b-q4_k_m.yaml"),
+        ("llama-3.2-1b", "Q8_0", "r730_llama-3.2-1b-q8_0.yaml"),
+        ("Llama 3.2 1B.Q8_0", "Q8_0", "r730_Llama-3.2-1B.Q8_0.yaml"),
+        ("llama-3.2-1b-q4_k_m", "q4_k_m", "r730_llama-3.2-1b-q4_k_m.yaml"),
+        ("llama-bf16", "F16", "r730_llama-bf16-f16.yaml"),
+        ("llama-q4_k_m", "Q4_K", "r730_llama-q4_k_m-q4_k.yaml"),
+    ],
+)
+def test_quants_of_one_model_have_files_of_their_own(model, quantization, name):
+    assert profile_name("r730", model, quantization) == name
 
 
 def test_a_profile_of_another_model_is_refused_with_what_differs(path):

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from machine_trees import GIB, laptop, probes, r730, r730_table, write
+from tiny_models import tiny_shape
 
 from hetero.cli import main, profile_node
 from hetero.cli.model import model_path
@@ -275,6 +276,51 @@ def test_contexts_beyond_memory_are_refused_with_the_way_out(tmp_path, capsys):
     assert main.main(["profile", "node", "-m", "demo", *sizes, "-o", str(tmp_path / "p")]) in (1, 2)
     assert "fewer --slots or a shorter --context" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
+
+
+SHAPE = ["profile", "node", "--shape", "llama-3.1-70b-q4_k_m", "--budget", "5"]
+
+
+def test_random_weights_that_memory_can_not_hold_are_not_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("hetero.profile.node.memory.free_memory_bytes", lambda root: 8 * GIB)
+    assert main.main([*SHAPE, "-o", str(tmp_path / "p.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert "GiB of memory for the weights and 8 contexts of 4096 tokens, have 8.0 GiB" in said
+    assert "writing" not in said
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_can_not_be_written_is_named_with_the_way_out(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("hetero.profile.node.memory.free_memory_bytes", lambda root: 800 * GIB)
+    assert main.main([*SHAPE, "-o", str(tmp_path / "p.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'file' / 'hetero' / 'shapes'}: can't write it: " in said
+    assert "let XDG_CACHE_HOME name a folder" in said
+
+
+def test_random_weights_are_written_once_and_what_is_written_is_said(tmp_path, monkeypatch, capsys):
+    tiny = tiny_shape()
+    monkeypatch.setattr("hetero.model.shapes.SHAPES", {tiny.name: tiny})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = ["profile", "node", "--shape", f"{tiny.name}-q8_0", *SMALL, "--kv", "q8_0"]
+    path = tmp_path / "p.yaml"
+    weights = tmp_path / "hetero" / "shapes" / f"{tiny.name}-q8_0.gguf"
+    assert main.main([*arguments, "-o", str(path)]) == 0
+    said = capsys.readouterr().err
+    assert re.search(rf"writing [0-9.]+ MiB of random weights to {weights}\n", said)
+    assert f"wrote {path}\n" in said
+    assert main.main([*arguments, "-o", str(path)]) == 0
+    said = capsys.readouterr().err
+    assert "writing" not in said
+    assert f"replaced {path}\n" in said
+
+
+@pytest.mark.parametrize("text", ["Q8_0,F16", "q8_0,f16"])
+def test_cache_types_are_known_in_any_case(text):
+    assert profile_node._kv_types(text) == [("q8_0", "q8_0"), ("f16", "f16")]
 
 
 def test_engines_get_one_cpu_of_each_core_by_node(tmp_path):

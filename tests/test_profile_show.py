@@ -8,7 +8,7 @@ from functools import partial
 import msgspec
 import pytest
 from matplotlib.figure import Figure
-from node_profiles import MODEL, gpu_ceilings, node_profile, with_fits
+from node_profiles import MODEL, gpu_ceilings, machine_profile, node_profile, with_fits
 from profile_commands import call, called, write_profiles
 from test_profile_document import link_profile
 
@@ -319,7 +319,7 @@ def test_a_links_profile_is_shown_too(written, capsys):
 
 
 def test_bad_usage_is_named(written, tmp_path, capsys):
-    node, link = written(PROFILE, link_profile())
+    node, link, machine = written(PROFILE, link_profile(), machine_profile())
     text = tmp_path / "t.yaml"
     text.write_text("- a\n")
     for arguments, complaint in [
@@ -331,7 +331,10 @@ def test_bad_usage_is_named(written, tmp_path, capsys):
         (["show", node, "--plot-file", tmp_path / "no" / "p.png"], "can't write it: no such file"),
         (["compare", node], "Missing argument"),
         (["compare", node, text], "need a profile's YAML"),
-        (["compare", node, link], "kind: need two nodes' profiles or two links', have one of each"),
+        (["show", machine, "--plot"], "have a machine's; measure with `hetero profile node -m"),
+        (["compare", node, link], "need two nodes' profiles or two links', have a node's and a l"),
+        (["compare", machine, machine], "have two machines'; measure with `hetero profile node -m"),
+        (["compare", link, machine], "have a link's and a machine's; measure with"),
     ]:
         status, out, err = call(capsys, *arguments)
         assert (status, out) == (2, ""), arguments

@@ -1,6 +1,7 @@
 import shutil
 import tracemalloc
 from collections import namedtuple
+from dataclasses import replace
 
 import gguf
 import llama_cpp
@@ -15,6 +16,7 @@ from hetero.llama.model import Model
 from hetero.model import synth
 from hetero.model.gguf_file import GGUFFile
 from hetero.model.random_blocks import random_data
+from hetero.model.random_spec import random_spec
 from hetero.model.shapes import QUANTS, SHAPES, tensor_shapes
 from hetero.model.spec import gguf_to_spec
 from hetero.model.synth import synthesize, tensor_type, write_synthetic
@@ -53,6 +55,20 @@ def test_llama_cpp_runs_it_with_sane_logits(tmp_path, architecture, quant):
     # A row of the output matrix times a normalized activation: deviation 1 by construction.
     assert 0.5 < logits.std() < 2.0
     assert abs(logits.mean()) < 0.3
+
+
+@pytest.mark.parametrize("scaling", [None, "linear", "yarn", "llama3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "qwen3moe"])
+@pytest.mark.parametrize("quant", ["f16", "q4_k_m"])
+def test_a_spec_is_known_before_anything_is_written(tmp_path, architecture, scaling, quant):
+    shape = tiny_shape(
+        architecture=architecture, rope_scaling=scaling, tied=architecture == "qwen2"
+    )
+    written = gguf_to_spec(GGUFFile.open(write_synthetic(shape, quant, tmp_path / "m.gguf")))
+    # A file holds the epsilon as float32, and a header and padding.
+    assert written.norm_eps == pytest.approx(shape.norm_eps)
+    expected = replace(written, norm_eps=shape.norm_eps, file_bytes=written.weight_bytes)
+    assert random_spec(shape, quant) == expected
 
 
 @pytest.mark.parametrize(

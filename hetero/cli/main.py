@@ -56,6 +56,8 @@ class _Verbs(TyperGroup):
         if name is None or command is None:
             return name, command, rest
         app = importlib.import_module(f"hetero.cli.{name}").app
+        # As markup, what stands in brackets would be lost.
+        app.rich_markup_mode = None
         load = typer.main.get_group if name in _GROUPS else typer.main.get_command
         return name, load(app), rest
 

@@ -1,11 +1,11 @@
 """`hetero model info | synth | pull`: what a model is, a random one, one from the hub."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from hetero.cli.output import byte_bar
 
 if TYPE_CHECKING:
     from hetero.model.spec import ModelSpec
@@ -62,7 +62,7 @@ def synth(
     """Random weights in the shape of a real model: for timing, not for text."""
     from hetero.model.synth import synthesize
 
-    with _progress_bar(f"writing {out.name}") as progress:
+    with byte_bar(f"writing {out.name}") as progress:
         path = synthesize(shape, out, seed=seed, force=force, progress=progress)
     _print_path(path, as_json=as_json)
 
@@ -75,7 +75,7 @@ def pull(
     """Download a GGUF from the Hugging Face hub; an interrupted download goes on."""
     from hetero.model.pull import pull as pull_model
 
-    with _progress_bar(f"pulling {repo}") as progress:
+    with byte_bar(f"pulling {repo}") as progress:
         path = pull_model(repo, progress=progress)
     _print_path(path, as_json=as_json)
 
@@ -177,32 +177,6 @@ def _print_json(facts: dict[str, Any]) -> None:
     import json
 
     typer.echo(json.dumps(facts))
-
-
-@contextmanager
-def _progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes on stderr, gone when the work is done."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _count(number: int) -> str:

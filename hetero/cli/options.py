@@ -33,8 +33,19 @@ class Wish(StrEnum):
 ModelName = Annotated[
     str, typer.Option("--model", "-m", "-M", help="A GGUF file, or `demo`: the embedded model.")
 ]
-KType = Annotated[str, typer.Option("--kv-k", help="Type of the cached keys: f16, q8_0, q4_0 ...")]
-VType = Annotated[str, typer.Option("--kv-v", help="Type of the cached values.")]
+KType = Annotated[
+    str,
+    typer.Option(
+        "--kv-k",
+        help="Type of the cached keys: f16, q8_0, q4_0 ...",
+        parser=str.lower,
+        metavar="TYPE",
+    ),
+]
+VType = Annotated[
+    str,
+    typer.Option("--kv-v", help="Type of the cached values.", parser=str.lower, metavar="TYPE"),
+]
 Prefill = Annotated[Engine, typer.Option("--prefill", help="What reads prompts.")]
 Attention = Annotated[AttentionKernel, typer.Option("--attention", help="The torch engine's.")]
 Threads = Annotated[

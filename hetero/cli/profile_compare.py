@@ -33,18 +33,20 @@ def compare(
     from hetero.cli.profile_tables import print_table
     from hetero.errors import ConfigError
     from hetero.profile import comparison
-    from hetero.profile.agreement import agreement
+    from hetero.profile.agreement import agreement, doubts
     from hetero.profile.document import read_profile
     from hetero.profile.node_profile import NodeProfile
 
     a, b = read_profile(first), read_profile(second)
     figures = comparison.compare(a, b)
-    agreed, no_agreement = None, None
+    agreed, no_agreement, said = None, None, list[str]()
     if isinstance(a, NodeProfile) and isinstance(b, NodeProfile):
         if not any_model:
             comparison.require_same_model(a, first, b, second)
+        said = doubts(a, b)
         try:
             agreed = agreement(a, b)
+            no_agreement = _too_few(agreed)
         except ConfigError as error:
             no_agreement = str(error)
     if as_json:
@@ -52,20 +54,37 @@ def compare(
         fields: dict[str, Any] = {"a": str(first), "b": str(second), "figures": rows}
         fields["agreement"] = msgspec.to_builtins(agreed)
         fields["no_agreement"] = no_agreement
+        fields["doubts"] = said
         print_json(fields)
         return
     print(f"A: {first}, {_state(a)}\nB: {second}, {_state(b)}")
     print_table(_figures_table(figures))
-    if no_agreement is not None:
-        print(f"\npredictions over a grid: not compared: {no_agreement}")
     if agreed is not None:
         print_table(_agreement_table(agreed))
-        for name in agreed.unmatched:
+        for name in agreed.in_one_only:
             print(f"in one of them only: {name}")
+        for name in agreed.apart:
+            print(f"no samples in common: {name}")
+    if no_agreement is not None:
+        print(f"\npredictions over a grid: not compared: {no_agreement}")
+    elif agreed is not None:
         print(
             f"\nin units of each run's pilot, predictions agree within "
             f"{agreed.worst_deviation:.1%}, half of them within {agreed.median_deviation:.1%}"
         )
+    for line in said:
+        print(line)
+
+
+def _too_few(agreed: "Agreement") -> str | None:
+    from hetero.profile.agreement import LEAST_POINTS
+
+    if agreed.num_points >= LEAST_POINTS:
+        return None
+    return (
+        f"too few samples in common: need {LEAST_POINTS} points of the grid, have "
+        f"{agreed.num_points}; measure both with a larger --budget"
+    )
 
 
 def _state(profile: "Profile") -> str:
@@ -112,9 +131,13 @@ def _agreement_table(agreed: "Agreement") -> "Table":
         ]
         for fit in agreed.fits
     ]
-    total = sum(len(fit.points) for fit in agreed.fits)
     rows.append(
-        ["all", str(total), f"{agreed.median_deviation:.1%}", f"{agreed.worst_deviation:.1%}"]
+        [
+            "all",
+            str(agreed.num_points),
+            f"{agreed.median_deviation:.1%}",
+            f"{agreed.worst_deviation:.1%}",
+        ]
     )
     title = "predictions over a grid inside both runs' samples, in units of each run's pilot"
     return Table(title, ["", "points", "median deviation", "worst"], rows)

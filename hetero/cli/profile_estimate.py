@@ -7,6 +7,7 @@ import typer
 
 from hetero.cli.options import KType, VType
 from hetero.cli.output import AsJson, print_json, seconds_text
+from hetero.cli.profile_file import save_profile
 from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ def estimate(
         return
     if preset is None:
         raise ConfigError("estimate: need a preset's name; `hetero profile estimate --list`")
-    from hetero.profile.document import document, write_profile
+    from hetero.profile.document import document
     from hetero.profile.estimate import estimate_profile
     from hetero.profile.presets import load_preset
 
     machine = load_preset(preset)
     found = estimate_profile(preset, machine, _whose(model, shape), kv_k, kv_v)
     if output is not None:
-        write_profile(found, output)
+        save_profile(found, output)
     if as_json:
         print_json(document(found))
     else:

@@ -11,6 +11,7 @@ import typer
 
 from hetero.cli.options import KType, VType
 from hetero.cli.output import AsJson, print_json, print_progress
+from hetero.cli.profile_file import save_profile
 from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def link(
 ) -> None:
     """Measure a wire with real chunks of KV, from packed rows to restored cells.
 
+    \b
     On the machine that would decode: hetero profile link --listen PORT --shape NAME
     On the one that would prefill:    hetero profile link HOST:PORT
     """
@@ -72,10 +74,10 @@ def link(
     assert address is not None
     found = _measure(address, _modes(seals, connections), seconds, rounds)
     from hetero.cli.profile_tables import print_link
-    from hetero.profile.document import document, write_profile
+    from hetero.profile.document import document
 
     if output is not None:
-        write_profile(found, output)
+        save_profile(found, output)
     if as_json:
         print_json(document(found))
     else:

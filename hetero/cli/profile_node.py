@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hetero.cli.output import AsJson, print_json, print_progress
+from hetero.cli.output import AsJson, byte_bar, print_json, print_progress, size_text
+from hetero.cli.profile_file import save_profile
 from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hetero.profile.node.run import ModelFile
+    from hetero.model.spec import ModelSpec
+    from hetero.profile.node.run import ModelFile, NodeOptions
     from hetero.profile.node_profile import MachineProfile
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -39,7 +41,10 @@ def node(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="30 s instead of 3 minutes.")] = False,
     budget: Annotated[
-        float | None, typer.Option(min=5, max=86400, metavar="SECONDS", help="Of its own.")
+        float | None,
+        typer.Option(
+            min=5, max=86400, metavar="SECONDS", help="Seconds to measure, about; instead of 180."
+        ),
     ] = None,
     kv: Annotated[
         str, typer.Option(metavar="K/V,...", help="Pairs of cache types: q8_0, f16, q8_0/q4_0 ...")
@@ -70,7 +75,12 @@ def node(
     # One worker a core packs, and each worker's products are its own. Before numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from hetero.cli.profile_tables import print_machine, print_node
-    from hetero.profile.document import check_folder, document, profile_name, write_profile
+    from hetero.profile.document import (
+        check_folder,
+        document,
+        machine_profile_name,
+        profile_name,
+    )
     from hetero.profile.node.run import NodeOptions, profile_machine, profile_node
     from hetero.profile.node_profile import NodeProfile
 
@@ -91,15 +101,18 @@ def node(
         soak_s=_seconds(soak),
         disk_folder=folder,
     )
-    measured = _model_file(model, shape)
+    measured = _model_file(model, shape, options)
     found: MachineProfile | NodeProfile
     if measured is None:
         found = profile_machine(options, print_progress)
     else:
         with _progress_bar(options.budget_s + options.soak_s) as progress:
             found = profile_node(measured, options, print_progress, progress)
-    name = found.model.name if isinstance(found, NodeProfile) else "machine"
-    path = output or folder / profile_name(found.host, name)
+    if isinstance(found, NodeProfile):
+        name = profile_name(found.host, found.model.name, found.model.quantization)
+    else:
+        name = machine_profile_name(found.host)
+    path = output or folder / name
     # Before it is written: a disk may be full by now.
     if as_json:
         print_json(document(found))
@@ -107,8 +120,7 @@ def node(
         print_node(found)
     else:
         print_machine(found)
-    write_profile(found, path)
-    print_progress(f"wrote {path}")
+    save_profile(found, path)
 
 
 def _refuse_options_of_engines(command: typer.Context) -> None:
@@ -128,7 +140,7 @@ def _kv_types(text: str) -> list[tuple[str, str]]:
     pairs = []
     for pair in text.split(","):
         k_type, _, v_type = pair.strip().partition("/")
-        pairs.append((kv_type(k_type).name, kv_type(v_type or k_type).name))
+        pairs.append((kv_type(k_type.lower()).name, kv_type((v_type or k_type).lower()).name))
     return list(dict.fromkeys(pairs))
 
 
@@ -139,7 +151,7 @@ def _seconds(text: str) -> float:
     return float(number) * _UNITS[unit]
 
 
-def _model_file(model: str | None, shape: str | None) -> "ModelFile | None":
+def _model_file(model: str | None, shape: str | None, options: "NodeOptions") -> "ModelFile | None":
     from hetero.cli.options import open_model
     from hetero.model.fingerprint import fingerprint_model
     from hetero.profile.node.run import ModelFile
@@ -149,23 +161,55 @@ def _model_file(model: str | None, shape: str | None) -> "ModelFile | None":
         return ModelFile(path, spec, fingerprint_model(path))
     if shape is None:
         return None
-    path, spec = open_model(str(_synthetic(shape)))
+    path, spec = open_model(str(_random_weights(shape, options)))
     return ModelFile(path, spec, None)
 
 
-def _synthetic(text: str) -> Path:
-    """The shape's random file, in the user's cache, made if it isn't there."""
+def _random_weights(text: str, options: "NodeOptions") -> Path:
+    """The shape's file, in the user's cache, made if it isn't there.
+
+    Raises: PlanError if a node of it would not fit into memory, ConfigError if the cache can't be
+    written.
+    """
+    from hetero.model.random_spec import random_spec
     from hetero.model.shapes import parse_shape
     from hetero.model.synth import write_synthetic
 
     shape, quant = parse_shape(text)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = cache / "hetero" / "shapes" / f"{shape.name}-{quant}.gguf"
-    if not path.exists():
-        print_progress(f"writing random weights to {path}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_synthetic(shape, quant, path)
-    return path
+    if os.path.isfile(path):
+        return path
+    spec = random_spec(shape, quant)
+    _check_memory(spec, options)  # not after tens of GiB are written
+    _check_cache(path.parent)
+    print_progress(f"writing {size_text(spec.weight_bytes)} of random weights to {path}")
+    with byte_bar(f"writing {path.name}") as progress:
+        return write_synthetic(shape, quant, path, progress=progress)
+
+
+def _check_memory(spec: "ModelSpec", options: "NodeOptions") -> None:
+    """Raises: PlanError as `profile_node` does."""
+    from hetero.kv.layout import model_layout
+    from hetero.profile.node.memory import check_memory
+    from hetero.profile.node.points import Domain
+
+    chunk_tokens = min(options.chunk_tokens, options.context_tokens)
+    layouts = [model_layout(spec, *types) for types in options.kv_types]
+    check_memory(spec, layouts, Domain(options.slots, options.context_tokens, chunk_tokens))
+
+
+def _check_cache(folder: Path) -> None:
+    """Raises: ConfigError if it can't be written."""
+    from hetero.profile.document import check_folder
+
+    try:
+        check_folder(folder)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; let XDG_CACHE_HOME name a folder that can be written, or measure a file "
+            "with --model"
+        ) from None
 
 
 @contextmanager

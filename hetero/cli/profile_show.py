@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def show(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A node's or a link's profile.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A node's, machine's or link's profile.")
+    ],
     plot: Annotated[
         bool,
         typer.Option("--plot", help="Draw a roofline, and the fits with their samples."),
@@ -30,7 +32,7 @@ def show(
     """What a profile says, each figure with its share of what the hardware gives."""
     from hetero.cli.profile_tables import print_link, print_machine, print_node
     from hetero.errors import ConfigError
-    from hetero.profile.document import document, read_profile
+    from hetero.profile.document import document, kind_of, read_profile
     from hetero.profile.link.report import LinkProfile
     from hetero.profile.node_profile import NodeProfile
 
@@ -38,7 +40,10 @@ def show(
     profile = read_profile(path)
     if not isinstance(profile, NodeProfile):
         if picture is not None:
-            raise ConfigError(f"{path}: kind: need a node's profile to plot, have none")
+            raise ConfigError(
+                f"{path}: kind: need a node's profile to plot, have a {kind_of(profile)}'s; "
+                "measure with `hetero profile node -m MODEL`"
+            )
         if as_json:
             print_json(document(profile))
         elif isinstance(profile, LinkProfile):

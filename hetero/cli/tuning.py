@@ -10,16 +10,17 @@ from hetero.cli.output import print_progress
 from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hetero.model.spec import ModelSpec
     from hetero.profile.node_profile import NodeProfile, Role, RoleSettings
 
 FOLDER = Path("profiles")
 
 
 def found_settings(
-    path: Path | None, model: Path, model_name: str, *, any_model: bool
+    path: Path | None, model: Path, spec: "ModelSpec", *, any_model: bool
 ) -> "dict[Role, RoleSettings]":
     """Of the profile at `path`; without one of this host's and model's profile, if it is there and
-    fits. What is used, or why it is not, is said.
+    fits. spec: the model's. What is used, or why it is not, is said.
 
     Raises: ConfigError for a named profile that is unreadable, of another model, or of CPUs or
     interleaved memory that are not to be had here.
@@ -28,7 +29,7 @@ def found_settings(
     from hetero.profile.document import profile_name, read_node_profile, require_model
 
     named = path is not None
-    path = path or FOLDER / profile_name(socket.gethostname(), model_name)
+    path = path or FOLDER / profile_name(socket.gethostname(), spec.name, spec.quantization)
     if not named and not path.exists():
         return {}
     try:

@@ -84,7 +84,7 @@ def up(
     from hetero.cli.tuning import found_settings, shared_cpus
     from hetero.launch.local import LocalCluster, LocalPlan
 
-    settings = found_settings(profile, path, spec.name, any_model=any_model)
+    settings = found_settings(profile, path, spec, any_model=any_model)
     plan = LocalPlan(
         name=name,
         model=path,

@@ -46,7 +46,7 @@ _NORM_ROPE = frozenset(
 _WINDOW_IGNORED = frozenset({"llama", "mistral3", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"})
 
 # llama.cpp's defaults; of the architectures we name, only mistral3 and deepseek2 can override them.
-_YARN_BETA_FAST, _YARN_BETA_SLOW = 32.0, 1.0
+YARN_BETA_FAST, YARN_BETA_SLOW = 32.0, 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +159,15 @@ def gguf_to_spec(model: GGUFFile) -> ModelSpec:
     )
 
 
+def rope_kind(architecture: str) -> RopeKind:
+    return "norm" if architecture in _NORM_ROPE else "neox"
+
+
+def quantization_label(file_type: gguf.LlamaFileType) -> str:
+    """As users know it: "Q4_K_M"."""
+    return str(file_type.name).removeprefix("MOSTLY_").removeprefix("ALL_")
+
+
 class _Keys:
     """A file's `<architecture>.*` keys as numbers."""
 
@@ -223,7 +232,7 @@ def _rope(model: GGUFFile, keys: _Keys, head_dim: int, context_length: int) -> R
         # itself; for factors above 1 the two cancel.
         attn_factor /= 1.0 + 0.1 * math.log(factor)
     return RopeSpec(
-        kind="norm" if keys.architecture in _NORM_ROPE else "neox",
+        kind=rope_kind(keys.architecture),
         dim=keys.integer("rope.dimension_count", head_dim),
         base=keys.number("rope.freq_base", 10000.0),
         scaling=scaling,
@@ -231,8 +240,8 @@ def _rope(model: GGUFFile, keys: _Keys, head_dim: int, context_length: int) -> R
         original_context=original_context,
         attn_factor=attn_factor,
         ext_factor=1.0 if scaling == "yarn" else 0.0,
-        beta_fast=_YARN_BETA_FAST,
-        beta_slow=_YARN_BETA_SLOW,
+        beta_fast=YARN_BETA_FAST,
+        beta_slow=YARN_BETA_SLOW,
         has_factors="rope_freqs.weight" in model.tensors,
     )
 
@@ -255,7 +264,7 @@ def _quantization(model: GGUFFile) -> str:
     except ValueError:
         label = gguf.LlamaFileType.GUESSED
     if label != gguf.LlamaFileType.GUESSED:
-        return str(label.name).removeprefix("MOSTLY_").removeprefix("ALL_")
+        return quantization_label(label)
     type_bytes: Counter[str] = Counter()
     for tensor in model.tensors.values():
         type_bytes[tensor.type.name] += tensor.num_bytes

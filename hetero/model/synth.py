@@ -121,6 +121,11 @@ def write_synthetic(
     return out_path
 
 
+def weight_bytes(shape: Shape, quant: str) -> int:
+    """Of all tensors, without a file's header and padding."""
+    return sum(tensor.num_bytes for tensor in _plan_tensors(shape, quant))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _TensorPlan:
     name: str
@@ -191,6 +196,11 @@ def tensor_type(
     return kind
 
 
+def file_type(quant: str) -> gguf.LlamaFileType:
+    """The label in the file."""
+    return _QUANTS[quant][1]
+
+
 def _deserves_more_bits(layer: int, num_layers: int) -> bool:
     eighth = num_layers // 8
     return layer < eighth or layer >= 7 * num_layers // 8 or (layer - eighth) % 3 == 2
@@ -207,7 +217,7 @@ def _tensor_data(tensor: _TensorPlan, rng: np.random.Generator) -> Iterator[np.n
 
 def _write_header(path: Path, shape: Shape, quant: str, plan: list[_TensorPlan]) -> None:
     writer = gguf.GGUFWriter(path, shape.architecture)
-    add_metadata(writer, shape, _QUANTS[quant][1])
+    add_metadata(writer, shape, file_type(quant))
     for tensor in plan:
         writer.add_tensor_info(
             tensor.name,

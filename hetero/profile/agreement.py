@@ -17,6 +17,12 @@ from hetero.profile.work import Work, chunk_work, step_work
 # Lines of the grid along rows, and along cells for each row.
 _LINES = 6
 
+# Fewer points say nothing of how well two runs agree.
+LEAST_POINTS = 10
+
+# Undisturbed, one machine's pilots differ by less.
+_PILOT_DIFFERENCE = 0.2
+
 # Other sequences' cells beside a prompt's, and a batch's shorter contexts over its longest.
 _OTHERS = 3
 _SHORT = 0.25
@@ -41,9 +47,18 @@ class FitAgreement(msgspec.Struct, frozen=True, kw_only=True):
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     fits: list[FitAgreement]
-    unmatched: list[str]  # fits of one run, or without samples in common
+    in_one_only: list[str]  # fits of one run
+    apart: list[str]  # of both, without samples in common
     median_deviation: float
     worst_deviation: float
+
+    @property
+    def unmatched(self) -> list[str]:
+        return self.in_one_only + self.apart
+
+    @property
+    def num_points(self) -> int:
+        return sum(len(fit.points) for fit in self.fits)
 
 
 def agreement(a: NodeProfile, b: NodeProfile) -> Agreement:
@@ -57,14 +72,18 @@ def agreement(a: NodeProfile, b: NodeProfile) -> Agreement:
     sampled = [fit for fit in a.fits if fit.samples]  # the others are estimates
     others = {(fit.role, fit_name(fit)): fit for fit in b.fits if fit.samples}
     names = {(fit.role, fit_name(fit)) for fit in sampled}
-    unmatched = [f"{role} {name}" for role, name in others if (role, name) not in names]
+    in_one_only = [f"{role} {name}" for role, name in others if (role, name) not in names]
+    apart = []
     fits = []
     for fit in sampled:
         name = fit_name(fit)
         other = others.get((fit.role, name))
-        works = [] if other is None else list(_shared_steps(fit, other))
-        if other is None or not works:
-            unmatched.append(f"{fit.role} {name}")
+        if other is None:
+            in_one_only.append(f"{fit.role} {name}")
+            continue
+        works = list(_shared_steps(fit, other))
+        if not works:
+            apart.append(f"{fit.role} {name}")
             continue
         scale = _pilot_s(a, fit) / _pilot_s(b, fit)
         points = [
@@ -82,13 +101,32 @@ def agreement(a: NodeProfile, b: NodeProfile) -> Agreement:
         )
     deviations = [_deviation(point) for fit in fits for point in fit.points]
     if not deviations:
-        raise ConfigError("fits: need one with samples in both profiles, have none")
+        raise ConfigError("fits: need one with samples in common, have none")
     return Agreement(
         fits=fits,
-        unmatched=unmatched,
+        in_one_only=in_one_only,
+        apart=apart,
         median_deviation=median(deviations),
         worst_deviation=max(deviations),
     )
+
+
+def doubts(a: NodeProfile, b: NodeProfile) -> list[str]:
+    """Which run was noisy; of two on one machine and model pilots of another speed."""
+    lines = []
+    for name, noise in (("A", a.noise), ("B", b.noise)):
+        if noise is not None and noise.is_noisy:
+            lines.append(f"{name} was noisy: {'; '.join(noise.reasons)}")
+    ours, theirs = a.noise, b.noise
+    if ours is None or theirs is None or _whose(a) != _whose(b):
+        return lines
+    for name in ours.pilot_s.keys() & theirs.pilot_s.keys():
+        ratio = theirs.pilot_s[name] / ours.pilot_s[name]
+        if max(ratio, 1 / ratio) > 1 + _PILOT_DIFFERENCE:
+            lines.append(
+                f"not one speed: undisturbed, B's {name} pilot took {ratio:.3g} times A's seconds"
+            )
+    return sorted(lines)
 
 
 def _whose(profile: NodeProfile) -> tuple[str, str, str]:

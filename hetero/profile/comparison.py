@@ -6,7 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from hetero.errors import ConfigError
-from hetero.profile.document import Profile, require_model
+from hetero.profile.document import Profile, kind_of, require_model
 from hetero.profile.link.report import LinkProfile
 from hetero.profile.node_profile import NodeProfile
 from hetero.profile.rates import fit_name, rates
@@ -37,18 +37,26 @@ _Values = dict[tuple[str, str, str], _Value]
 
 
 def compare(a: Profile, b: Profile) -> list[Figure]:
-    """Raises: ConfigError for a node's beside a link's."""
+    """Raises: ConfigError for a node's beside a link's, and for machines'."""
     if isinstance(a, NodeProfile) and isinstance(b, NodeProfile):
         ours, theirs = _node_values(a), _node_values(b)
     elif isinstance(a, LinkProfile) and isinstance(b, LinkProfile):
         ours, theirs = _link_values(a), _link_values(b)
     else:
-        raise ConfigError("kind: need two nodes' profiles or two links', have one of each")
+        raise ConfigError(f"kind: need two nodes' profiles or two links', have {_kinds(a, b)}")
     names = [*ours, *(name for name in theirs if name not in ours)]
     # New names of the second profile among those of their section.
     sections = list(dict.fromkeys(section for section, _, _ in names))
     names.sort(key=lambda name: sections.index(name[0]))
     return [_figure(name, ours.get(name), theirs.get(name)) for name in names]
+
+
+def _kinds(a: Profile, b: Profile) -> str:
+    ours, theirs = kind_of(a), kind_of(b)
+    have = f"two {ours}s'" if ours == theirs else f"a {ours}'s and a {theirs}'s"
+    if "machine" in (ours, theirs):
+        have += "; measure with `hetero profile node -m MODEL`"
+    return have
 
 
 def _figure(key: tuple[str, str, str], a: _Value | None, b: _Value | None) -> Figure:

@@ -4,6 +4,7 @@ Each field of a file carries a digest of its content, so that an edited or half-
 refused with the field's name rather than believed.
 """
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,19 @@ def document(profile: Profile) -> dict[str, Any]:
 
 
 def read_node_profile(path: Path) -> NodeProfile:
-    """Raises: ConfigError as `read_profile` does, and for a link's."""
+    """Raises: ConfigError as `read_profile` does, and for a link's or a machine's."""
     profile = read_profile(path)
     if not isinstance(profile, NodeProfile):
-        raise ConfigError(f"{path}: kind: need a node's profile, have another")
+        raise ConfigError(
+            f"{path}: kind: need a node's profile, have a {kind_of(profile)}'s; measure with "
+            "`hetero profile node -m MODEL`"
+        )
     return profile
+
+
+def kind_of(profile: Profile) -> str:
+    """As its file says."""
+    return next(kind for kind, of_kind in _KINDS.items() if isinstance(profile, of_kind))
 
 
 def read_profile(path: Path) -> Profile:
@@ -102,12 +111,30 @@ def read_profile(path: Path) -> Profile:
     try:
         return msgspec.convert(body, _KINDS[kind], str_keys=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {_explained(error)}") from None
+        # Its digests are right, so another version wrote it.
+        raise ConfigError(
+            f"{path}: {_explained(error)}; measure again with this version of hetero"
+        ) from None
 
 
-def profile_name(host: str, model: str) -> str:
-    """The file that a node's profile is written to, and looked for."""
-    name = f"{host}_{model}"
+def profile_name(host: str, model: str, quantization: str) -> str:
+    """The file that a node's profile is written to, and looked for: HOST_MODEL.yaml.
+
+    MODEL ends in the quantization where the model's name doesn't say it: quants of one model have
+    one name.
+    """
+    said = rf"(?<![a-z0-9]){re.escape(quantization.lower())}(?![a-z0-9]|_[a-z0-9])"
+    if not re.search(said, model.lower()):
+        model += f"-{quantization.lower()}"
+    return _file_name(f"{host}_{model}")
+
+
+def machine_profile_name(host: str) -> str:
+    """The file that a machine's profile is written to."""
+    return _file_name(f"{host}_machine")
+
+
+def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) + ".yaml"
 
 
@@ -146,7 +173,9 @@ def _parsed(path: Path) -> dict[str, Any]:
         content = yaml.load(text, Loader=_LOADER)
     # ValueError: what looks like a number or a date and is none.
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: need a profile's YAML, have: {_one_line(error)}") from None
+        raise ConfigError(
+            f"{path}: need a profile's YAML, have: {_one_line(error)}; cut short, or not a profile?"
+        ) from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: need a profile's YAML, have {_shown(content)}")
     return content

@@ -1,13 +1,9 @@
 """A profile's model from a file's spec, or from a named shape that nobody has written yet."""
 
-import math
-
-import gguf
-
 from hetero.messages import ModelFingerprint
-from hetero.model.shapes import Shape, tensor_shapes
+from hetero.model.shapes import Shape
 from hetero.model.spec import ModelSpec
-from hetero.model.synth import tensor_type
+from hetero.model.synth import weight_bytes
 from hetero.profile.model_shape import ModelShape
 
 
@@ -18,15 +14,7 @@ def model_shape(spec: ModelSpec, fingerprint: ModelFingerprint | None) -> ModelS
 
 def named_shape(shape: Shape, quant: str) -> ModelShape:
     """As `hetero model synth` would write it."""
-    return _shape(shape, None, f"{shape.name}-{quant}", quant, _weight_bytes(shape, quant))
-
-
-def _weight_bytes(shape: Shape, quant: str) -> int:
-    total = 0
-    for name, dims in tensor_shapes(shape).items():
-        block_size, block_bytes = gguf.GGML_QUANT_SIZES[tensor_type(shape, quant, name, dims)]
-        total += math.prod(dims) // block_size * block_bytes
-    return total
+    return _shape(shape, None, f"{shape.name}-{quant}", quant, weight_bytes(shape, quant))
 
 
 def _shape(

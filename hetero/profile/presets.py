@@ -17,6 +17,8 @@ from hetero.errors import ConfigError
 # The first processors of NVIDIA's whose matrix units Triton compiles for.
 _TORCH_CAPABILITY = (8, 0)
 
+_NUM_NEAR = 5
+
 # Fields that say which machine it is, and need no source.
 _LABELS = frozenset({"title", "device_class", "vendor", "cpu", "sources"})
 
@@ -153,8 +155,11 @@ def load_preset(name: str) -> Preset:
     """Raises: ConfigError that lists near names when there is none, or says what is wrong in it."""
     names = preset_names()
     if name not in names:
-        near = get_close_matches(name.lower(), names, n=4, cutoff=0.5) or names
-        raise ConfigError(f"preset {name!r}: no such preset, near: {', '.join(near)}")
+        near = get_close_matches(name.lower(), names, n=_NUM_NEAR, cutoff=0.0)
+        raise ConfigError(
+            f"preset {name!r}: no such preset, near: {', '.join(near)}; all: `hetero profile "
+            "estimate --list`"
+        )
     return read_preset(_folder() / f"{name}.yaml")
 
 
