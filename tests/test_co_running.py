@@ -32,6 +32,7 @@ from hetero.profile.node.engines import EngineOptions, Engines
 from hetero.profile.node.gpu_copies import gpu_copier
 from hetero.profile.node.points import Domain
 from hetero.profile.node.rig import StepRig
+from hetero.transport import seals
 
 CONTEXT = 256
 
@@ -231,7 +232,7 @@ def test_steps_go_on_until_bytes_have_moved(rig, events):
 
 @pytest.mark.parametrize("which", ["seal", "open"])
 def test_kv_that_can_not_be_sealed_or_opened_is_an_error(rig, monkeypatch, which):
-    busy, make_seal = threading.active_count(), co_running.make_seal
+    busy, make_seal = threading.active_count(), seals.make_seal
 
     def failing(frame):
         raise CodecError(f"{which}: broken")
@@ -240,7 +241,7 @@ def test_kv_that_can_not_be_sealed_or_opened_is_an_error(rig, monkeypatch, which
         seal = make_seal(*args)
         return SimpleNamespace(**{"seal": seal.seal, "open": seal.open, which: failing})
 
-    monkeypatch.setattr(co_running, "make_seal", make_broken)
+    monkeypatch.setattr(seals, "make_seal", make_broken)
     with pytest.raises(CodecError, match=f"{which}: broken"):
         receive_beside_decode(rig, 2, 32)
     assert threading.active_count() == busy
