@@ -15,7 +15,6 @@ from hetero.cli.profile_file import save_profile
 from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hetero.model.spec import ModelSpec
     from hetero.profile.node.run import ModelFile, NodeOptions
     from hetero.profile.node_profile import MachineProfile
 
@@ -174,6 +173,7 @@ def _random_weights(text: str, options: "NodeOptions") -> Path:
     from hetero.model.random_spec import random_spec
     from hetero.model.shapes import parse_shape
     from hetero.model.synth import write_synthetic
+    from hetero.profile.node.run import check_fits
 
     shape, quant = parse_shape(text)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -181,22 +181,11 @@ def _random_weights(text: str, options: "NodeOptions") -> Path:
     if os.path.isfile(path):
         return path
     spec = random_spec(shape, quant)
-    _check_memory(spec, options)  # not after tens of GiB are written
+    check_fits(spec, options)  # not after tens of GiB are written
     _check_cache(path.parent)
     print_progress(f"writing {size_text(spec.weight_bytes)} of random weights to {path}")
     with byte_bar(f"writing {path.name}") as progress:
         return write_synthetic(shape, quant, path, progress=progress)
-
-
-def _check_memory(spec: "ModelSpec", options: "NodeOptions") -> None:
-    """Raises: PlanError as `profile_node` does."""
-    from hetero.kv.layout import model_layout
-    from hetero.profile.node.memory import check_memory
-    from hetero.profile.node.points import Domain
-
-    chunk_tokens = min(options.chunk_tokens, options.context_tokens)
-    layouts = [model_layout(spec, *types) for types in options.kv_types]
-    check_memory(spec, layouts, Domain(options.slots, options.context_tokens, chunk_tokens))
 
 
 def _check_cache(folder: Path) -> None:

@@ -97,16 +97,19 @@ def profile_machine(options: NodeOptions, say: Say) -> MachineProfile:
     )
 
 
+def check_fits(spec: ModelSpec, options: NodeOptions) -> int:
+    """Bytes of memory that a node of these options takes. Raises: PlanError if they aren't free."""
+    return check_memory(spec, _layouts(spec, options).values(), _domain(options))
+
+
 def profile_node(
     model: ModelFile, options: NodeOptions, say: Say, progress: Progress
 ) -> NodeProfile:
     """Raises: HeteroError if the model can't be run here."""
     started = time.monotonic()
     check_offload(options.gpu_layers)
-    layouts = {types: model_layout(model.spec, *types) for types in options.kv_types}
-    chunk_tokens = min(options.chunk_tokens, options.context_tokens)
-    domain = Domain(options.slots, options.context_tokens, chunk_tokens)
-    need_bytes = check_memory(model.spec, layouts.values(), domain)
+    layouts, domain = _layouts(model.spec, options), _domain(options)
+    need_bytes = check_fits(model.spec, options)
     throttles = throttle_counts()
     # As they are before this process is settled on one node.
     facts, settings = collect_facts(), settings_now()
@@ -132,7 +135,7 @@ def profile_node(
             layout=layouts[options.kv_types[0]],
             vocab_size=model.spec.vocab_size,
             context_tokens=options.context_tokens,
-            chunk_tokens=chunk_tokens,
+            chunk_tokens=domain.chunk_tokens,
             # All: which number is best is found later, on the CPU.
             threads=options.threads or len(place.cpus),
             load=place.load,
@@ -188,6 +191,15 @@ def profile_node(
         experts=experts,
         provenance=_provenance(started, options, settings),
     )
+
+
+def _layouts(spec: ModelSpec, options: NodeOptions) -> dict[KVTypes, KVLayout]:
+    return {types: model_layout(spec, *types) for types in options.kv_types}
+
+
+def _domain(options: NodeOptions) -> Domain:
+    chunk_tokens = min(options.chunk_tokens, options.context_tokens)
+    return Domain(options.slots, options.context_tokens, chunk_tokens)
 
 
 def _measure_ceilings(
