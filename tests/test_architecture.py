@@ -24,12 +24,14 @@ MAY_IMPORT = {
     "decode": {"llama", "model", "kv", "machine"},
     "transport": {"kv"},
     "routing": {"model", "kv.layout"},
+    "workload": set(),
     "serve": {"llama", "model", "kv", "machine", "prefill", "decode", "transport", "routing"},
     "launch": {"llama", "model", "kv", "prefill", "decode", "transport", "routing", "serve"},
 }
 MAY_IMPORT["launch"] |= {"machine", "profile.node_profile"}
 MAY_IMPORT["profile"] = {"llama", "model", "kv", "prefill", "decode", "transport", "machine"}
-MAY_IMPORT["experiment"] = MAY_IMPORT["launch"] | {"launch", "profile"}
+MAY_IMPORT["serve"].add("workload")  # the router records its traffic as a trace
+MAY_IMPORT["experiment"] = MAY_IMPORT["launch"] | {"launch", "profile", "workload"}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["cli"] = MAY_IMPORT["experiment"] | {"experiment"}
 

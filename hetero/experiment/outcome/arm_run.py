@@ -1,0 +1,45 @@
+"""One arm, measured once: a line of a run's journal, and an entry of `result.json`."""
+
+from typing import Any
+
+import msgspec
+
+from hetero.experiment.recipe.figures import Value
+
+Arm = dict[str, Value]  # "candidate" where there are several, and each varied setting
+
+
+class Pilot(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds of fixed work on each core that the arm uses, before and after it."""
+
+    before_s: dict[str, float]
+    after_s: dict[str, float]
+
+    @property
+    def drift(self) -> float:
+        """Of the core that changed most: the slower over the faster time, less 1."""
+        pairs = [(self.before_s[core], self.after_s[core]) for core in self.before_s]
+        return max((max(pair) / min(pair) - 1 for pair in pairs), default=0.0)
+
+
+class ArmRun(msgspec.Struct, frozen=True, kw_only=True):
+    """scalars: metrics of the run as a whole, by name (`throughput`, `goodput`, `load_cores` ...).
+    samples: metrics of which every request (prompt, transfer) gives one or more, by name (`ttft`,
+    `tpot`, `itl`, `exposed` ...); percentiles are computed from these. Seconds, bytes, and their
+    quotients.
+    """
+
+    arm: Arm
+    repetition: int
+    attempt: int  # from 0; those before it drifted, and do not count
+    started: str  # ISO 8601
+    seconds: float
+    scalars: dict[str, float]
+    samples: dict[str, list[float]]
+    pilot: Pilot | None
+    marks: list[str]  # what a reader must know of it: "emulated: rtx-3090", "drifted by 8%"
+    settings: dict[
+        str, Any
+    ]  # all of them, as they were; a rate in bits per second, where it was set
+    aiperf: dict[str, Any]  # the same metrics in the shape that AIPerf exports
+    num_records: int  # lines of requests.jsonl that are its
