@@ -6,12 +6,12 @@ sample's with `_pNN`, `_mean` or `_max`; `beside.` before it: of the load beside
 
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Literal
 
 import msgspec
 
 from hetero.errors import ConfigError
+from hetero.experiment.near import near
 
 Kind = Literal["serving", "kv-quality", "kv-wire"]
 Better = Literal["lower", "higher"]
@@ -49,7 +49,7 @@ class NamedMetric(msgspec.Struct, frozen=True, kw_only=True):
         """Of a percentile: 0.95 of p95. None: it is none."""
         if self.statistic is None or not self.statistic.startswith("p"):
             return None
-        return float(self.statistic[1:]) / 100
+        return round(float(self.statistic[1:]) / 100, 9)  # 99.9 / 100 is a little above 0.999
 
     @property
     def key(self) -> str:
@@ -133,6 +133,8 @@ def parse_metric(kind: Kind, name: str) -> NamedMetric:
     if beside and kind != "serving":
         raise ConfigError(f"{name}: need a load beside for that, have a {kind} recipe")
     plain = name.removeprefix(BESIDE)
+    if beside and plain.endswith("_cores"):
+        raise ConfigError(f"{name}: processor time is of a process, not of one load: use {plain}")
     if plain in known:
         metric = known[plain]
         if metric.sampled:
@@ -144,7 +146,8 @@ def parse_metric(kind: Kind, name: str) -> NamedMetric:
         return _sampled(name, beside, match["base"], match["statistic"], known)
     if kind == "serving" and not beside and _NODE_CORES.fullmatch(plain):
         return NamedMetric(beside=False, base=plain, statistic=None, metric=_NODE_CORES_METRIC)
-    raise ConfigError(f"{name}: no such metric of {kind}{_near(plain, _all_names(known))}")
+    hint = near(plain, _all_names(known), "; docs/recipes.md lists them")
+    raise ConfigError(f"{name}: no such metric of {kind}{hint}")
 
 
 def _sampled(
@@ -160,8 +163,3 @@ def _sampled(
 def _all_names(known: dict[str, Metric]) -> Iterable[str]:
     for name, metric in known.items():
         yield from (f"{name}_{each}" for each in _STATISTICS) if metric.sampled else (name,)
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    near = get_close_matches(name, list(names), n=3)
-    return f"; did you mean {' or '.join(near)}?" if near else "; docs/recipes.md lists them"
