@@ -35,6 +35,7 @@ _VERBS = {
     "node": "Run one process of a cluster (what a service manager starts).",
     "profile": "What machines and wires can really do, measured.",
     "bench": "Measure.",
+    "recipes": "Experiments anyone can rerun: list them, check them.",
     "lab": "Emulate a homelab on this box.",
     "doctor": "What is missing on this machine, and the command that fixes it.",
 }

@@ -1,0 +1,139 @@
+"""Recipe files: YAML as people write it, or a `result.json`, which has its recipe in it."""
+
+import math
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from blake3 import blake3
+
+from hetero.errors import ConfigError
+from hetero.experiment.recipe.check import recipe_problems
+from hetero.experiment.recipe.explain import problems
+from hetero.experiment.recipe.recipe import Recipe
+
+# A long recipe has 10 kB. What is larger is something else.
+_MAX_RECIPE_BYTES = 256 * 2**10
+# It has every sample of every arm; a long night's run has some tens of megabytes.
+_MAX_RESULT_BYTES = 512 * 2**20
+
+
+class _Result(msgspec.Struct):
+    """All that is read of a result."""
+
+    recipe: msgspec.Raw
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML leaves to parsers: a key that stands twice, of which the last would count,
+    and aliases, with which a few lines can become gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise _at(event.start_mark, f"*{event.anchor}: need it written out, have an alias")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _at(key.start_mark, "need text as a key, have a list or a mapping")
+            if key.value in seen:
+                raise _at(key.start_mark, f"{key.value}: need it once, have it again")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Raises: ConfigError with a line for each problem: the file, the field's path, and what it
+    needs."""
+    try:
+        return parse_recipe(_read_result(path) if path.suffix == ".json" else _read_yaml(path))
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
+
+
+def parse_recipe(fields: object) -> Recipe:
+    """Checked, whatever it was read from.
+
+    Raises: ConfigError with a line for each problem.
+    """
+    if not isinstance(fields, dict):
+        raise ConfigError("need a recipe: keys and values, as docs/recipes.md shows")
+    found = list(_not_plain(fields, "")) or list(problems(fields, Recipe))
+    if not found:
+        recipe: Recipe = msgspec.convert(fields, Recipe)
+        found = list(recipe_problems(recipe))
+    if found:
+        raise ConfigError("\n".join(found))
+    return recipe
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """blake3 of the recipe as JSON with sorted keys, every default written out: formatting,
+    comments and the order of keys make no difference."""
+    return blake3(msgspec.json.encode(recipe, order="sorted")).hexdigest()
+
+
+def _read_yaml(path: Path) -> object:
+    try:
+        return yaml.load(_read(path, _MAX_RECIPE_BYTES).decode(), _Loader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"need UTF-8 text, have {error.reason} at byte {error.start}") from None
+    except yaml.MarkedYAMLError as error:
+        what = " ".join(filter(None, (error.context, error.problem)))
+        mark = error.problem_mark or error.context_mark
+        raise (_at(mark, f"need YAML, have: {what}") if mark else ConfigError(what)) from None
+    except (yaml.YAMLError, ValueError) as error:  # a character, or a date, that there is not
+        raise ConfigError(f"need YAML, have: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError("need a recipe, have lists in lists without end") from None
+
+
+def _read_result(path: Path) -> object:
+    try:
+        raw = msgspec.json.decode(_read(path, _MAX_RESULT_BYTES), type=_Result).recipe
+        return msgspec.json.decode(raw)
+    except msgspec.ValidationError:
+        raise ConfigError("need a result with its `recipe`, have none in it") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"need JSON, have: {error}") from None
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    try:
+        if path.is_dir():
+            raise ConfigError("need a file, have a folder; a result's is result.json in it")
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise ConfigError(f"can't read it: {(error.strerror or str(error)).lower()}") from None
+    if len(content) > max_bytes:
+        raise ConfigError(f"need at most {max_bytes >> 10} KiB, have more: not a recipe")
+    return content
+
+
+def _at(mark: yaml.Mark, message: str) -> ConfigError:
+    return ConfigError(f"line {mark.line + 1}: {message}")
+
+
+def _not_plain(value: object, place: str) -> Iterator[str]:
+    """What JSON can't say, so that a result could not repeat it."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                have = str(key).lower()
+                yield f'{place or "recipe"}: need text as a key, have {have}: write "{have}"'
+            else:
+                yield from _not_plain(item, f"{place}.{key}" if place else key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _not_plain(item, f"{place}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{place}: need a finite number, have {value}"
+    elif value is not None and not isinstance(value, str | int | float):
+        yield f"{place}: need text, have a {type(value).__name__}: put it in quotes"
