@@ -30,6 +30,8 @@ class ContextConfig:
     unified: one cell pool for all sequences (needed to export or restore token ranges), instead
     of a stream of cells each, in which attention never scans another sequence's cells.
     num_scratch: sequences more, that share the others' cells in a pool.
+    num_logits: rows of a batch that may want theirs; None: one for each sequence, for one at most
+    is sampled. llama.cpp's default reserves memory for all of them.
     """
 
     num_sequences: int
@@ -40,6 +42,7 @@ class ContextConfig:
     num_threads: int
     batch_tokens: int = 512
     num_scratch: int = 0
+    num_logits: int | None = None
 
     @property
     def num_streams(self) -> int:
@@ -67,8 +70,7 @@ class Context(Owned):
             n_batch=config.batch_tokens,
             n_ubatch=config.batch_tokens,
             n_seq_max=num_sequences,
-            # One row per sequence is sampled at most; the default reserves one per token.
-            n_outputs_max=num_sequences,
+            n_outputs_max=config.num_logits or num_sequences,
             n_threads=config.num_threads,
             n_threads_batch=config.num_threads,
             flash_attn_type=FLASH_ATTENTION_ON,
