@@ -160,7 +160,7 @@ class Settings(_Part, frozen=True, kw_only=True):
     route: how requests are to be served
     concurrency: closed loop: sessions at once
     rate: open loop: sessions per second
-    requests: in all; null: four for each concurrent one, eight at least
+    requests: in all; null: two for each concurrent one, eight at least
     prompt_tokens: instead of the workload's
     output_tokens: instead of the workload's
     beside_rate: sessions per second of the load beside; 0: none

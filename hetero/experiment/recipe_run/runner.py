@@ -7,6 +7,7 @@ from typing import Protocol
 
 from hetero.experiment.outcome.arm_run import Arm, ArmRun, Pilot
 from hetero.experiment.outcome.measured import Measured
+from hetero.experiment.recipe.arms import arm_text
 from hetero.experiment.recipe_run.run_folder import RunFolder
 
 Say = Callable[[str], None]
@@ -143,12 +144,6 @@ class _Progress:
             for arm, repetition in self._order
             if not self.has(arm, repetition)
         )
-
-
-def arm_text(arm: Arm) -> str:
-    return ", ".join(
-        str(value) if name == "candidate" else f"{name} {value}" for name, value in arm.items()
-    )
 
 
 def _key(arm: Arm, repetition: int) -> str:

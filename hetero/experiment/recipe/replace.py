@@ -1,0 +1,29 @@
+"""A recipe with a part of it replaced on the command line; its hash is then another's."""
+
+from pathlib import Path
+
+import msgspec
+from blake3 import blake3
+
+from hetero.errors import ConfigError
+from hetero.experiment.recipe.load import parse_recipe
+from hetero.experiment.recipe.recipe import Model, Recipe, Wire
+
+
+def with_repetitions(recipe: Recipe, repetitions: int) -> Recipe:
+    return _checked(msgspec.structs.replace(recipe, repetitions=repetitions))
+
+
+def with_model(recipe: Recipe, file: Path) -> Recipe:
+    """Raises: ConfigError if this kind of recipe has none, or the file can't be read."""
+    if isinstance(recipe, Wire):
+        raise ConfigError(f"--model: need a recipe with a model, have {recipe.name}, which has none")
+    try:
+        digest = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{file}: can't read it: {(error.strerror or str(error)).lower()}") from None
+    return _checked(msgspec.structs.replace(recipe, model=Model(file=str(file), hash=digest)))
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    return parse_recipe(msgspec.to_builtins(recipe))
