@@ -9,6 +9,7 @@ from hetero.errors import ConfigError
 from hetero.workload.arrivals import arrival_times, burstiness
 from hetero.workload.distribution import distribution
 from hetero.workload.schedule import Schedule, Session, Turn, num_blocks
+from hetero.workload.sizes import check_sizes
 
 # Shared text is shared to the block: small enough to tell a system prompt of 100 tokens from none.
 DRAWN_BLOCK_TOKENS = 64
@@ -195,21 +196,3 @@ class _Drawing:
         first = self._next_block
         self._next_block += count
         return tuple(range(first, self._next_block))
-
-
-def check_sizes(
-    name: str, prompt_tokens: int | None, output_tokens: int | None, max_tokens: int | None
-) -> None:
-    """Lengths that were asked for are not cut short.
-
-    Raises: ConfigError
-    """
-    for what, tokens in (("prompt", prompt_tokens), ("output", output_tokens)):
-        if tokens is not None and tokens < 1:
-            raise ConfigError(f"workload {name}: need a {what} of one token or more, have {tokens}")
-    asked = (prompt_tokens or 1) + (output_tokens or 1)
-    if max_tokens is not None and asked > max_tokens:
-        raise ConfigError(
-            f"workload {name}: need room for {prompt_tokens or 1} + {output_tokens or 1} tokens, "
-            f"have a context of {max_tokens}; ask for shorter ones or raise it"
-        )
