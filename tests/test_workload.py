@@ -256,6 +256,16 @@ def test_lengths_asked_for_are_refused_rather_than_cut_short():
         )
 
 
+@pytest.mark.parametrize("asked", [{"prompt_tokens": 900}, {"output_tokens": 900}])
+def test_of_what_does_not_fit_the_length_that_was_not_asked_for_is_cut(asked):
+    workload = load_workload("prompt=500,output=500")
+    schedule = workload.draw(0, num_sessions=2, max_tokens_per_sequence=1000, **asked)
+    turn = schedule.sessions[0].turns[0]
+    lengths = {"prompt_tokens": turn.prompt_tokens, "output_tokens": turn.output_tokens}
+    assert lengths == {"prompt_tokens": 100, "output_tokens": 100} | asked
+    assert schedule.num_clipped == 2
+
+
 def test_requests_are_counted_to_the_last_one():
     assert BUILTIN["agent"].draw(0, num_requests=37).num_requests == 37
     assert len(BUILTIN["agent"].draw(0, num_sessions=4, num_requests=10_000).sessions) == 4
@@ -323,7 +333,9 @@ def test_a_workload_written_down_is_read_back():
         ("prompt=5,output", "need key=value, have 'output'"),
         ("prompt=5,prompt=6", "have prompt twice"),
         ("prompt=5,prefixes=0", "prefixes"),
-        ("prompt=often", "prompt: 'often': need a number"),
+        ("prompt=often", "prompt: 'often': need a number, 0 or more"),
+        ("output=0", "output: need one or more, have 0"),
+        ({"turns": -2}, "turns: '-2': need a number, 0 or more"),
         ("mine.yaml", "mine.yaml: need a file, have: No such file"),
         ("trace=none.jsonl,fist=3", "have 'fist'; did you mean first?"),
     ],
