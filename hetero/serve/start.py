@@ -30,6 +30,7 @@ from hetero.messages import Fingerprint, NodeInfo
 from hetero.model.fingerprint import fingerprint_model
 from hetero.model.gguf_file import GGUFFile
 from hetero.model.spec import gguf_to_spec
+from hetero.prefill.replay_engine import ReplayEngine
 from hetero.serve.config import DecodeConfig, PrefillConfig, RouterConfig
 from hetero.serve.decode_node import DecodeNode
 from hetero.serve.engine_thread import EngineThread
@@ -70,7 +71,13 @@ def run_router(config: RouterConfig, announce: Announce) -> None:
             context_tokens=0,
             created=int(time.time()),
         )
-        router = Router(config.name, served, fingerprint_model(config.model), keys)
+        router = Router(
+            config.name,
+            served,
+            fingerprint_model(config.model),
+            keys,
+            allow_emulated=config.allow_emulated,
+        )
         asyncio.run(_serve(config, router, announce))
 
 
@@ -143,7 +150,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
             if config.transport == "nixl-tcp"
             else None,
         )
-    engine = make_prefill_engine(config, layout)
+    engine = make_prefill_engine(config, fingerprint)
     with Model(config.model, vocab_only=True) as model, zmq.Context() as context:
         worker = PrefillWorker(
             engine,
@@ -166,6 +173,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
             chunk_tokens=engine.chunk_tokens,
             engine=engine.name,
             attention=engine.attention,
+            emulated=engine.device if isinstance(engine, ReplayEngine) else "",
             seal=config.seal,
             transport=config.transport,
             allow_tcp=config.allow_tcp,
