@@ -36,9 +36,13 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """num_clipped: requests cut short to fit a context; num_dropped: left out, as they did not."""
+
     name: str  # of the workload or the trace
     sessions: tuple[Session, ...]  # in the order they begin
     block_tokens: int = BLOCK_TOKENS
+    num_clipped: int = 0
+    num_dropped: int = 0
 
     def __post_init__(self) -> None:
         if not self.sessions:

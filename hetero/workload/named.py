@@ -1,0 +1,122 @@
+"""What a user calls a load -> something to draw schedules from."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from hetero.errors import ConfigError
+from hetero.workload.builtin import BUILTIN
+from hetero.workload.trace import Trace, read_trace
+from hetero.workload.workload import Workload
+
+Load = Workload | Trace  # both have a name, a rate of their own or None, and draw()
+
+_YAML = (".yaml", ".yml", ".json")
+
+_Kind = TypeVar("_Kind", bound=msgspec.Struct)
+
+
+class _TraceOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """As `read_trace` takes them; times in seconds."""
+
+    trace: str
+    begin: float = 0.0
+    end: float = math.inf
+    first: int | None = None
+    speed: float = 1.0
+
+
+def load_workload(spec: str | Mapping[str, Any]) -> Load:
+    """spec: one of
+    a built-in's name, and what is to be different: `chat`, `chat,turns=1`;
+    lengths by hand: `prompt=lognormal:900:4000,output=64`, keys as the fields of `Workload`;
+    the path of a trace, or `trace=PATH,begin=60,end=120,speed=2,first=1000`;
+    the path of a YAML or JSON file with such keys, or a mapping of them (the built-in is `like`).
+
+    Raises: ConfigError
+    """
+    if not isinstance(spec, str):
+        return _from_keys(spec, "by hand", Path())
+    if spec in BUILTIN:
+        return BUILTIN[spec]
+    path = Path(spec)
+    if path.suffix in _YAML:
+        return _from_file(path)
+    if path.is_file():
+        return read_trace(path)
+    if "=" in spec:
+        return _from_keys(_keys_and_values(spec), spec, Path())
+    raise ConfigError(
+        f"workload {spec!r}: need a built-in ({', '.join(BUILTIN)}), a file, or lengths as "
+        f"prompt=512,output=64; there is no such file{_suggestion(spec, BUILTIN)}"
+    )
+
+
+def _keys_and_values(text: str) -> dict[str, str]:
+    first, *rest = text.split(",")
+    parts = [first if "=" in first else f"like={first}", *rest]
+    fields: dict[str, str] = {}
+    for part in parts:
+        key, equals, value = (side.strip() for side in part.partition("="))
+        if not equals or not value or key in fields:
+            have = f"{key} twice" if key in fields else repr(part)
+            raise ConfigError(f"workload {text!r}: need key=value, have {have}")
+        fields[key] = value
+    return fields
+
+
+def _from_file(path: Path) -> Load:
+    try:
+        fields = msgspec.yaml.decode(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"workload {path}: need a file, have: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"workload {path}: need YAML, have: {error}") from None
+    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+        raise ConfigError(f"workload {path}: need keys and values, have neither")
+    return _from_keys(fields, path.stem, path.parent)
+
+
+def _from_keys(fields: Mapping[str, Any], name: str, folder: Path) -> Load:
+    """folder: what the path of a trace starts from."""
+    if "trace" in fields:
+        options = _converted(fields, _TraceOptions, name)
+        return read_trace(
+            folder / options.trace,
+            begin_s=options.begin,
+            end_s=options.end,
+            first=options.first,
+            speed=options.speed,
+        )
+    rest = dict(fields)
+    like = rest.pop("like", None)
+    if like is None:
+        return _converted({"name": name, **rest}, Workload, name)
+    if like not in BUILTIN:
+        raise ConfigError(
+            f"workload {name}: like: need one of {', '.join(BUILTIN)}, "
+            f"have {like!r}{_suggestion(str(like), BUILTIN)}"
+        )
+    base = msgspec.structs.asdict(BUILTIN[like])
+    return _converted({**base, "name": name, **rest}, Workload, name)
+
+
+def _converted(fields: Mapping[str, Any], kind: type[_Kind], name: str) -> _Kind:
+    known = kind.__struct_fields__
+    for key in fields:
+        if key not in known:
+            hint = _suggestion(key, known) or f"; there are {', '.join(known)}"
+            raise ConfigError(f"workload {name}: need a known key, have {key!r}{hint}")
+    try:
+        return msgspec.convert(dict(fields), kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"workload {name}: {error}") from None
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
