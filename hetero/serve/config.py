@@ -51,6 +51,9 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     port: Port = 8080
     control: Address = "tcp://127.0.0.1:0"
     keep_alive_s: float = 10.0
+    # A new file for what requests were like: times, lengths, which began alike; no text. Mooncake's
+    # JSONL, to replay or to plan with. If it is there, the next free name after it is taken.
+    record: str | None = None
     # Whether prefill nodes may replay recorded rows (`engine: replay`), for experiments: most
     # answers are then nonsense.
     allow_emulated: bool = False

@@ -71,6 +71,11 @@ class Flight:
         self._first_token_at = self._last_token_at = 0.0
 
     @property
+    def num_tokens(self) -> int:
+        """Of the longest choice, as far as it came."""
+        return max(self._next_index)
+
+    @property
     def metrics_route(self) -> str:
         """What its figures are counted under: an emulated device's are no part of real ones'."""
         return f"{self.route.kind}-emulated" if self._reader.emulated else self.route.kind

@@ -55,6 +55,7 @@ from hetero.transport.control_socket import (
     RouterKeys,
     split_received,
 )
+from hetero.workload.recording import TrafficRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Router:
         keys: RouterKeys,
         *,
         allow_emulated: bool = False,
+        recorder: TrafficRecorder | None = None,
     ) -> None:
         self.metrics_registry = RouterMetrics(self._loads)
         self._name = name
@@ -104,6 +106,7 @@ class Router:
         self._outbox: asyncio.Queue[tuple[Peer, Message]] = asyncio.Queue()
         self._keys = keys
         self._allow_emulated = allow_emulated
+        self._recorder = recorder
         self._listener: ControlListener | None = None
 
     def listen(self, address: str) -> str:
@@ -150,6 +153,9 @@ class Router:
         self._flights[request.request_id] = (flight, inbox)
         self.metrics_registry.prompt_tokens.inc(len(request.prompt))
         outcome = "cancelled"
+        arrived_s = time.perf_counter()
+        if self._recorder is not None:
+            self._recorder.arrived(arrived_s)
         try:
             self._order(flight, *flight.opening())
             async for update in self._updates(flight, inbox):
@@ -165,6 +171,8 @@ class Router:
         finally:
             self.metrics_registry.requests.labels(flight.metrics_route, outcome).inc()
             self._land(flight)
+            if self._recorder is not None:
+                self._recorder.add(arrived_s, request.prompt, flight.num_tokens)
 
     def status(self) -> dict[str, Any]:
         is_ready = bool(self.model.context_tokens)

@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from hetero.transport.keys import load_key
 from hetero.transport.nixl_sink import SlotReceiver
 from hetero.transport.nixl_source import SendBuffers
 from hetero.transport.tcp_sink import TcpSink
+from hetero.workload.recording import TrafficRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,11 @@ def run_router(config: RouterConfig, announce: Announce) -> None:
     keys = RouterKeys.load(Path(config.keys), config.name)
     file = GGUFFile.open(config.model)
     template = file.metadata.get("tokenizer.chat_template")
-    with Model(config.model, vocab_only=True) as model:
+    with ExitStack() as opened:
+        model = opened.enter_context(Model(config.model, vocab_only=True))
+        recorder = None
+        if config.record is not None:
+            recorder = opened.enter_context(closing(TrafficRecorder(Path(config.record))))
         served = ServedModel(
             name=Path(config.model).stem,
             vocab=model.vocab,
@@ -77,8 +82,10 @@ def run_router(config: RouterConfig, announce: Announce) -> None:
             fingerprint_model(config.model),
             keys,
             allow_emulated=config.allow_emulated,
+            recorder=recorder,
         )
-        asyncio.run(_serve(config, router, announce))
+        record = None if recorder is None else str(recorder.path)
+        asyncio.run(_serve(config, router, lambda said: announce(said | {"record": record})))
 
 
 async def _serve(config: RouterConfig, router: Router, announce: Announce) -> None:
