@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 
 import msgspec
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from llama_reference import Reference, random_prompt
 from tiny_models import write_tiny_model
 
-from hetero.errors import ConfigError, ModelError, PlanError
+from hetero.errors import ConfigError, HeteroError, ModelError, PlanError
 from hetero.kv.layout import kv_layout
 from hetero.kv.staging import StagingBlob
 from hetero.messages import Fingerprint, ModelFingerprint
@@ -278,11 +279,24 @@ def with_header(**fields):
         (with_header(tokens=[1, 2]), "ends: need them ascending up to 2 tokens"),
         (with_header(ends=[266, 266]), "ends: need them ascending"),
         (with_header(more=1), "unknown field `more`"),
+        (lambda content: b'{"fingerprint":{"x":' + b"[" * 10**5, "maximum recursion depth"),
     ],
 )
 def test_a_damaged_recording_is_refused(recorded, tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
         Recording(damaged(recorded, tmp_path, change), SERVED)
+
+
+def test_whatever_bytes_change_it_is_refused_in_words(recorded, tmp_path):
+    rng = random.Random(1)
+    honest = recorded.read_bytes()
+    path = tmp_path / "changed.rows"
+    for _ in range(200):
+        raw = bytearray(honest)
+        raw[rng.randrange(rng.choice([1500, len(raw)]))] ^= rng.randrange(1, 256)
+        path.write_bytes(raw[: rng.choice([len(raw), rng.randrange(len(raw))])])
+        with pytest.raises(HeteroError, match=str(path)):
+            Recording(path, SERVED)
 
 
 def test_a_recording_of_something_else_is_refused(recorded, tmp_path):

@@ -200,7 +200,7 @@ def _line(header: RecordingHeader) -> bytes:
 def _read_header(path: Path, line: bytes) -> RecordingHeader:
     try:
         header = msgspec.json.decode(line, type=RecordingHeader)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(
             f"recording {path}: need a recording's header in its first line, have: {error}; "
             "record again"
