@@ -1,8 +1,7 @@
 """What crosses a process boundary: frozen structs, checked where they enter.
 
-Grouped by receiver. Control messages travel between the router and its nodes; transfer messages
-between the source of a KV cache (a prefill node) and its sink (a decode node). A node never
-trusts a number from here to size memory before it has compared it with a limit of its own.
+Grouped by receiver: control messages are between router and nodes, transfer messages between a KV
+cache's source and its sink. A number from here sizes memory only after a limit of our own is asked.
 """
 
 from typing import Annotated, Literal, TypeVar
@@ -21,7 +20,7 @@ from hetero.tickets import TransportName as TransportName
 _T = TypeVar("_T")
 
 # The first byte of every message; raised with every change that an older peer would misread.
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 
 # The longest prompt a peer may announce: the "1M tokens later" of the roadmap, with room.
 MAX_PROMPT_TOKENS = 4 * 2**20
@@ -128,6 +127,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     chunk_tokens: int  # prompt tokens it reads at a time
     engine: str
     attention: str
+    emulated: str = ""  # the device that a replay of recorded rows stands for; empty: it computes
     seal: SealName  # a decode node's transfers have it; a prefill node takes none weaker
     transport: TransportName = "tcp"
     allow_tcp: bool = False  # where the other has nothing else

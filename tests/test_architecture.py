@@ -30,6 +30,8 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["launch"] |= {"machine", "profile.node_profile"}
 MAY_IMPORT["profile"] = {"llama", "model", "kv", "prefill", "decode", "transport", "machine"}
+# A replay node takes the time that a profile gives; both files are light.
+MAY_IMPORT["serve"] |= {"profile.document", "profile.node_profile"}
 MAY_IMPORT["serve"].add("workload")  # the router records its traffic as a trace
 MAY_IMPORT["experiment"] = MAY_IMPORT["launch"] | {"launch", "profile", "workload"}
 MAY_IMPORT["__main__"] = {"cli"}

@@ -114,10 +114,10 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(vocab):
+async def cluster(vocab, **options):
     model = ServedModel(name="m", vocab=vocab, chat_template=None, context_tokens=0)
     keys = ScratchKeys()
-    router = Router("test", model, fingerprint().model, keys.router())
+    router = Router("test", model, fingerprint().model, keys.router(), **options)
     address = router.listen("tcp://127.0.0.1:0")
     running = asyncio.create_task(router.run())
     context = zmq.asyncio.Context()
@@ -133,9 +133,9 @@ async def cluster(vocab):
         keys.close()
 
 
-def run(scenario, vocab):
+def run(scenario, vocab, **options):
     async def main():
-        async with cluster(vocab) as made:
+        async with cluster(vocab, **options) as made:
             await scenario(made)
 
     asyncio.run(main())
@@ -322,6 +322,24 @@ def test_a_node_with_another_model_may_not_serve(vocab):
             await anext(made.generate())
 
     run(scenario, vocab)
+
+
+def test_a_node_that_only_replays_may_not_serve_unless_the_router_allows_it(vocab):
+    replays = {"engine": "emulated rtx-3090 (torch)", "emulated": "rtx-3090"}
+
+    async def scenario(made):
+        stranger = ScriptedNode(made, node("p", "prefill", **replays).info)
+        await stranger.hello()
+        reason = (await stranger.hear(Unwelcome)).reason
+        assert "need one that computes, have emulated rtx-3090 (torch)" in reason
+        assert "set `allow_emulated: true` in the router's file" in reason
+        assert made.health() == {}
+
+    async def allowed(made):
+        await made.add("p", "prefill", **replays)
+
+    run(scenario, vocab)
+    run(allowed, vocab, allow_emulated=True)
 
 
 def test_a_node_that_says_goodbye_is_lost_at_once(vocab):

@@ -11,6 +11,7 @@ from test_cli import hetero
 
 from hetero.errors import ConfigError
 from hetero.kv.layout import kv_layout
+from hetero.messages import Fingerprint, ModelFingerprint
 from hetero.model.demo import DEMO_MODEL_PATH
 from hetero.prefill import torch_setup
 from hetero.prefill.triton_support import capability, triton_problem
@@ -113,8 +114,11 @@ def config(**options):
 
 
 def engine_for(**options):
-    layout = kv_layout(**DEMO, k_type="q8_0", v_type="q8_0")
-    engine = prefill_setup.make_prefill_engine(config(context_tokens=256, **options), layout)
+    served = Fingerprint(
+        model=ModelFingerprint(hyperparameters="", tokenizer="", chat_template="", tensors=""),
+        layout=kv_layout(**DEMO, k_type="q8_0", v_type="q8_0"),
+    )
+    engine = prefill_setup.make_prefill_engine(config(context_tokens=256, **options), served)
     engine.close()
     return engine
 

@@ -68,5 +68,7 @@ def _print_table(answer: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     for node in answer["nodes"]:
+        if node.get("emulated"):
+            console.print(Text(f"{node['name']}: {node['engine']}: what it reads is nonsense"))
         if node.get("error"):
             console.print(Text(f"{node['name']}: {node['error']}"))

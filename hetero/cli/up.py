@@ -61,6 +61,14 @@ def up(
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Also with another model's profile.")
     ] = False,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A new file for what requests are like, to replay or plan with: when, how long, "
+            "which begin alike; no text. Mooncake's JSONL.",
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(help="For `hetero status` to tell clusters apart.")] = (
         "local"
     ),
@@ -101,6 +109,7 @@ def up(
         threads=threads,
         settings=settings,
         numa=shared_cpus(settings),
+        record=record,
     )
     with LocalCluster(plan, print_progress) as cluster:
         try:

@@ -70,6 +70,7 @@ class LocalPlan:
     threads: int | None = None
     settings: Mapping[Role, RoleSettings] = field(default_factory=dict)  # as a profile found best
     numa: Sequence[Sequence[int]] = ()  # CPUs by NUMA node, for several nodes to share; empty: any
+    record: Path | None = None  # a new file for the router's traffic
     temporary: bool = False  # leaves no directory, unless it fails: then its logs stay for a while
 
 
@@ -143,6 +144,7 @@ class LocalCluster:
             host=plan.host,
             port=plan.port,
             keys=str(keys.router_directory),
+            record=None if plan.record is None else str(plan.record.absolute()),
         )
         self._launch("router", router, num_threads=1, shares_cores=False)
         announced = self._await_ready({"router"})["router"]
@@ -152,6 +154,8 @@ class LocalCluster:
         router = msgspec.structs.replace(router, port=address.port, control=announced["control"])
         self._write_config("router", router)
         self._progress(f"router: listens at {self._url}")
+        if announced["record"] is not None:
+            self._progress(f"router: records its traffic in {announced['record']}")
         self._launch_engines(prefill, decode, announced["control"], keys)
         names = {*prefill, *decode}
         self._await_ready(names)

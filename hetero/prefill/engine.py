@@ -1,6 +1,6 @@
 """What a prefill engine offers: prompts in, cache rows out as they are computed, last logits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,7 +74,7 @@ class PrefillEngine(Protocol):
     def close(self) -> None: ...
 
 
-def read_alone(engine: PrefillEngine, run: PrefillRun) -> Iterator[RowFrame]:
+def read_alone(engine: PrefillEngine, run: PrefillRun) -> Generator[RowFrame, None, None]:
     """Read a prompt to its end with nothing beside it, and end it.
 
     Raises: the run's error.

@@ -51,19 +51,27 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     port: Port = 8080
     control: Address = "tcp://127.0.0.1:0"
     keep_alive_s: float = 10.0
+    # A new file for what requests were like: times, lengths, which began alike; no text. Mooncake's
+    # JSONL, to replay or to plan with. If it is there, the next free name after it is taken.
+    record: str | None = None
+    # Whether prefill nodes may replay recorded rows (`engine: replay`), for experiments: most
+    # answers are then nonsense.
+    allow_emulated: bool = False
 
 
 class PrefillConfig(_EngineConfig, frozen=True, kw_only=True):
     kv_k: str = "q8_0"
     kv_v: str = "q8_0"
     context_tokens: Positive = 8192
-    engine: Literal["auto", "torch", "llama"] = "auto"
+    engine: Literal["auto", "torch", "llama", "replay"] = "auto"
     attention: Literal["auto", "sdpa", "triton"] = "auto"
     residency: Literal["auto", "resident", "quantized", "streamed"] = "auto"  # torch: the weights
     device: str = "auto"  # torch: cpu, cuda, cuda:1 ...
     dtype: str = "auto"
     chunk_tokens: Positive | None = None  # None: torch on a GPU measures
     gpu_layers: int = 0  # llama
+    recording: str | None = None  # replay: path of the rows to send
+    pace: str | None = None  # replay: path of a profile of the device to take the time of
     seal: SealName = "aead"  # the weakest protection of KV on the wire that this node agrees to
     connections: Connections | None = None  # per transfer; None: as many as the link needs
     transport: TransportName = "tcp"  # what carries rows: the same on both sides

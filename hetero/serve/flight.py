@@ -71,6 +71,16 @@ class Flight:
         self._first_token_at = self._last_token_at = 0.0
 
     @property
+    def num_tokens(self) -> int:
+        """Of the longest choice, as far as it came."""
+        return max(self._next_index)
+
+    @property
+    def metrics_route(self) -> str:
+        """What its figures are counted under: an emulated device's are no part of real ones'."""
+        return f"{self.route.kind}-emulated" if self._reader.emulated else self.route.kind
+
+    @property
     def has_ended(self) -> bool:
         return all(self._ended)
 
@@ -155,6 +165,7 @@ class Flight:
             kv_bytes=self.kv_bytes,
             num_chunks=self.num_chunks,
             prefill_engine=self._reader.engine,
+            emulated=self._reader.emulated or None,
             attention=self._reader.attention,
             kv_k=self._reader.fingerprint.layout.k_type,
             kv_v=self._reader.fingerprint.layout.v_type,

@@ -5,24 +5,37 @@ from pathlib import Path
 
 from hetero.errors import ConfigError, ModelError, PlanError
 from hetero.kv.layout import KVLayout
+from hetero.messages import Fingerprint
 from hetero.prefill.engine import PrefillEngine
 from hetero.serve.config import DEFAULT_CHUNK_TOKENS, PrefillConfig
+from hetero.serve.replay_setup import make_replay_engine
 
 logger = logging.getLogger(__name__)
 
 
-def make_prefill_engine(config: PrefillConfig, layout: KVLayout) -> PrefillEngine:
+def make_prefill_engine(config: PrefillConfig, fingerprint: Fingerprint) -> PrefillEngine:
     """Unasked, torch on a GPU that Triton serves too, else llama.cpp: on older GPUs torch lacks
-    fused attention and bfloat16, and llama.cpp has kernels of its own.
+    fused attention and bfloat16, and llama.cpp has kernels of its own. A replay is never unasked.
 
     Raises: ConfigError, ModelError or PlanError if the engine asked for can't.
     """
-    if config.engine == "llama":
+    layout = fingerprint.layout
+    if config.engine in ("llama", "replay"):
         for name, value in (("attention", config.attention), ("residency", config.residency)):
             if value != "auto":
                 raise ConfigError(
-                    f"{name} {value}: is the torch engine's, have engine llama; leave it out"
+                    f"{name} {value}: is the torch engine's, have engine {config.engine}; leave "
+                    "it out"
                 )
+    if config.engine == "replay":
+        return make_replay_engine(config, fingerprint)
+    for name, path in (("recording", config.recording), ("pace", config.pace)):
+        if path is not None:
+            raise ConfigError(
+                f"{name} {path}: is a replay's, have engine {config.engine}; leave it out, or set "
+                "`engine: replay`"
+            )
+    if config.engine == "llama":
         return _llama_engine(config, layout)
     if config.engine == "torch" or config.attention != "auto" or config.residency != "auto":
         return _torch_engine(config)

@@ -42,6 +42,7 @@ from hetero.messages import (
     failed,
 )
 from hetero.routing.route import NodeView, choose_route
+from hetero.serve.admission import objection
 from hetero.serve.control import HEARTBEAT_S
 from hetero.serve.flight import Flight, FromNode, Heard
 from hetero.serve.leases import LEASE_S
@@ -54,6 +55,7 @@ from hetero.transport.control_socket import (
     RouterKeys,
     split_received,
 )
+from hetero.workload.recording import TrafficRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,14 @@ class Router:
     """A `Service` over the nodes that have dialled in."""
 
     def __init__(
-        self, name: str, model: ServedModel, fingerprint: ModelFingerprint, keys: RouterKeys
+        self,
+        name: str,
+        model: ServedModel,
+        fingerprint: ModelFingerprint,
+        keys: RouterKeys,
+        *,
+        allow_emulated: bool = False,
+        recorder: TrafficRecorder | None = None,
     ) -> None:
         self.metrics_registry = RouterMetrics(self._loads)
         self._name = name
@@ -96,6 +105,8 @@ class Router:
         self._flights: dict[str, tuple[Flight, asyncio.Queue[Heard]]] = {}
         self._outbox: asyncio.Queue[tuple[Peer, Message]] = asyncio.Queue()
         self._keys = keys
+        self._allow_emulated = allow_emulated
+        self._recorder = recorder
         self._listener: ControlListener | None = None
 
     def listen(self, address: str) -> str:
@@ -142,6 +153,9 @@ class Router:
         self._flights[request.request_id] = (flight, inbox)
         self.metrics_registry.prompt_tokens.inc(len(request.prompt))
         outcome = "cancelled"
+        arrived_s = time.perf_counter()
+        if self._recorder is not None:
+            self._recorder.arrived(arrived_s)
         try:
             self._order(flight, *flight.opening())
             async for update in self._updates(flight, inbox):
@@ -155,8 +169,10 @@ class Router:
             outcome = "failed"
             raise
         finally:
-            self.metrics_registry.requests.labels(route.kind, outcome).inc()
+            self.metrics_registry.requests.labels(flight.metrics_route, outcome).inc()
             self._land(flight)
+            if self._recorder is not None:
+                self._recorder.add(arrived_s, request.prompt, flight.num_tokens)
 
     def status(self) -> dict[str, Any]:
         is_ready = bool(self.model.context_tokens)
@@ -172,7 +188,7 @@ class Router:
     async def _updates(
         self, flight: Flight, inbox: "asyncio.Queue[Heard]"
     ) -> AsyncGenerator[Update, None]:
-        metrics, kind = self.metrics_registry, flight.route.kind
+        metrics, kind = self.metrics_registry, flight.metrics_route
         last_token_at: dict[int, float] = {}
         yield flight.summary()  # for whoever stops listening at the first token
         while not flight.has_ended:
@@ -323,6 +339,8 @@ class Router:
         if known is not None and is_the_same:  # it was silent, and works on
             for request_id in known.abandoned:
                 self._say(name, Cancel(request_id=request_id))
+        if info.emulated:
+            logger.warning("node %s is EMULATED: it stands for a %s", name, info.emulated)
         logger.info("node %s (%s) is here", name, info.role)
 
     def _objection(self, peer: Peer, info: NodeInfo, known: _Node | None) -> str:
@@ -330,20 +348,11 @@ class Router:
         if not self._keys.allowed.permits(info.name, peer.key):
             names = " or ".join(self._keys.allowed.names_of(peer.key))
             return f"name {info.name}: need the name that this node's key is allowed for, {names}"
-        ours, theirs = self._fingerprint, info.fingerprint.model
-        differing = [
-            f"{part} {getattr(ours, part)[:12]} here, {getattr(theirs, part)[:12]} there"
-            for part in ModelFingerprint.__struct_fields__
-            if getattr(ours, part) != getattr(theirs, part)
-        ]
-        if differing:
-            return (
-                f"model: need the router's {self._model.name}, have another file, {info.model} "
-                f"({'; '.join(differing)}): copy the router's GGUF to {info.host}"
-            )
         if known is not None and not known.is_lost and known.info.host != info.host:
             return f"name {info.name}: in use by a node on {known.info.host}; choose another"
-        return ""
+        return objection(
+            info, self._model.name, self._fingerprint, allow_emulated=self._allow_emulated
+        )
 
     def _lose(self, node: _Node, why: str) -> None:
         """Fail what the node was working on. It hears of it when it comes back, or finds out when

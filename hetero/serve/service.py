@@ -51,6 +51,7 @@ class Summary:
     kv_bytes: int = 0
     num_chunks: int = 0
     prefill_engine: str | None = None
+    emulated: str | None = None  # the device whose time a replay of recorded rows took
     attention: str | None = None
     kv_k: str | None = None
     kv_v: str | None = None

@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from hetero.messages import Fingerprint, NodeInfo
 from hetero.model.fingerprint import fingerprint_model
 from hetero.model.gguf_file import GGUFFile
 from hetero.model.spec import gguf_to_spec
+from hetero.prefill.replay_engine import ReplayEngine
 from hetero.serve.config import DecodeConfig, PrefillConfig, RouterConfig
 from hetero.serve.decode_node import DecodeNode
 from hetero.serve.engine_thread import EngineThread
@@ -47,6 +48,7 @@ from hetero.transport.keys import load_key
 from hetero.transport.nixl_sink import SlotReceiver
 from hetero.transport.nixl_source import SendBuffers
 from hetero.transport.tcp_sink import TcpSink
+from hetero.workload.recording import TrafficRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,11 @@ def run_router(config: RouterConfig, announce: Announce) -> None:
     keys = RouterKeys.load(Path(config.keys), config.name)
     file = GGUFFile.open(config.model)
     template = file.metadata.get("tokenizer.chat_template")
-    with Model(config.model, vocab_only=True) as model:
+    with ExitStack() as opened:
+        model = opened.enter_context(Model(config.model, vocab_only=True))
+        recorder = None
+        if config.record is not None:
+            recorder = opened.enter_context(closing(TrafficRecorder(Path(config.record))))
         served = ServedModel(
             name=Path(config.model).stem,
             vocab=model.vocab,
@@ -70,8 +76,16 @@ def run_router(config: RouterConfig, announce: Announce) -> None:
             context_tokens=0,
             created=int(time.time()),
         )
-        router = Router(config.name, served, fingerprint_model(config.model), keys)
-        asyncio.run(_serve(config, router, announce))
+        router = Router(
+            config.name,
+            served,
+            fingerprint_model(config.model),
+            keys,
+            allow_emulated=config.allow_emulated,
+            recorder=recorder,
+        )
+        record = None if recorder is None else str(recorder.path)
+        asyncio.run(_serve(config, router, lambda said: announce(said | {"record": record})))
 
 
 async def _serve(config: RouterConfig, router: Router, announce: Announce) -> None:
@@ -143,7 +157,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
             if config.transport == "nixl-tcp"
             else None,
         )
-    engine = make_prefill_engine(config, layout)
+    engine = make_prefill_engine(config, fingerprint)
     with Model(config.model, vocab_only=True) as model, zmq.Context() as context:
         worker = PrefillWorker(
             engine,
@@ -166,6 +180,7 @@ def run_prefill(config: PrefillConfig, announce: Announce) -> None:
             chunk_tokens=engine.chunk_tokens,
             engine=engine.name,
             attention=engine.attention,
+            emulated=engine.device if isinstance(engine, ReplayEngine) else "",
             seal=config.seal,
             transport=config.transport,
             allow_tcp=config.allow_tcp,

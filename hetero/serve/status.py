@@ -31,6 +31,8 @@ def node_row(info: NodeInfo, load: NodeLoad, *, is_lost: bool) -> dict[str, Any]
         "pid": info.pid,
         "health": "lost" if is_lost else "ready",
         "control": "curve",
+        "engine": info.engine,
+        "emulated": info.emulated or None,
         "seal": info.seal,
         "transport": info.transport,
         "kv_bytes_held": load.kv_bytes_held,

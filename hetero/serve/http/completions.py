@@ -111,7 +111,8 @@ def route_and_timings(summary: Summary | None, tokenize_s: float) -> Json:
         return {"timings": {"tokenize_s": tokenize_s}}
     numbers = {"kv_bytes": summary.kv_bytes, "num_chunks": summary.num_chunks}
     names = {
-        name: getattr(summary, name) for name in ("prefill_engine", "attention", "kv_k", "kv_v")
+        name: getattr(summary, name)
+        for name in ("prefill_engine", "emulated", "attention", "kv_k", "kv_v")
     }
     timings = asdict(summary.timings) | {"tokenize_s": tokenize_s} | numbers | names
     return {"route": _without_null(asdict(summary.route)), "timings": _without_null(timings)}
