@@ -53,7 +53,7 @@ def load_recipe(path: Path) -> Recipe:
     try:
         return parse_recipe(_read_result(path) if path.suffix == ".json" else _read_yaml(path))
     except ConfigError as error:
-        lines = str(error).splitlines()
+        lines = str(error).split("\n")
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
 
 
@@ -69,7 +69,7 @@ def parse_recipe(fields: object) -> Recipe:
         recipe: Recipe = msgspec.convert(fields, Recipe)
         found = list(recipe_problems(recipe))
     if found:
-        raise ConfigError("\n".join(found))
+        raise ConfigError("\n".join(map(_one_line, found)))
     return recipe
 
 
@@ -118,7 +118,12 @@ def _read(path: Path, max_bytes: int) -> bytes:
 
 
 def _at(mark: yaml.Mark, message: str) -> ConfigError:
-    return ConfigError(f"line {mark.line + 1}: {message}")
+    return ConfigError(_one_line(f"line {mark.line + 1}: {message}"))
+
+
+def _one_line(text: str) -> str:
+    """What a file says must not command a terminal."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _not_plain(value: object, place: str) -> Iterator[str]:
