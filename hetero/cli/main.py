@@ -36,11 +36,12 @@ _VERBS = {
     "profile": "What machines and wires can really do, measured.",
     "bench": "Measure.",
     "recipes": "Experiments anyone can rerun: list them, check them.",
+    "results": "What experiments gave: list, show, compare.",
     "lab": "Emulate a homelab on this box.",
     "doctor": "What is missing on this machine, and the command that fixes it.",
 }
 # Verbs with verbs of their own.
-_GROUPS = frozenset({"model", "keys", "node", "profile", "bench", "lab"})
+_GROUPS = frozenset({"model", "keys", "node", "profile", "bench", "lab", "results"})
 
 
 class _Verbs(TyperGroup):

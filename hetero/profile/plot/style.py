@@ -30,7 +30,7 @@ STYLE: dict[Any, Any] = {
 }
 
 # Okabe and Ito's, which colour-blind people can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 # Samples that were placed, and those drawn at random. The fit is of both.
 PLACED: dict[str, Any] = {"marker": "o", "s": 34, "linewidths": 0.6, "edgecolors": "white"}
@@ -40,7 +40,7 @@ DRAWN: dict[str, Any] = {"marker": "D", "s": 34, "linewidths": 1.6, "facecolors"
 def fit_colours(fits: Sequence[EngineFit]) -> dict[str, str]:
     """By what stays the same over roles, so that decode and prefill of a K/V type match."""
     names = dict.fromkeys(colour_key(fit) for fit in fits)
-    return {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
+    return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
 
 
 def colour_key(fit: EngineFit) -> str:

@@ -1,0 +1,69 @@
+"""A metric of an arm, repetition by repetition.
+
+Percentiles are interpolated linearly between the two samples around them.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hetero.experiment.outcome.arm_run import Arm, ArmRun
+from hetero.experiment.outcome.metrics import NamedMetric
+
+Floats = npt.NDArray[np.float64]
+
+
+def arm_key(arm: Arm) -> str:
+    """The same for equal arms, whatever the order of their settings."""
+    return json.dumps(arm, sort_keys=True)
+
+
+def counted(runs: Iterable[ArmRun]) -> list[ArmRun]:
+    """The last attempt of each repetition of each arm, in the order they were measured."""
+    last: dict[tuple[str, int], ArmRun] = {}
+    for run in runs:
+        key = (arm_key(run.arm), run.repetition)
+        if key not in last or run.attempt > last[key].attempt:
+            last[key] = run
+    kept = {id(run) for run in last.values()}
+    return [run for run in runs if id(run) in kept]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One repetition. samples: sorted; None of a scalar."""
+
+    value: float
+    samples: Floats | None
+
+
+def observe(run: ArmRun, named: NamedMetric) -> Observation | None:
+    """None: the run has no such metric, as a single server has no transfer."""
+    if named.statistic is None:
+        value = run.scalars.get(named.key)
+        if value is None or not math.isfinite(value):
+            return None
+        return Observation(value, None)
+    samples = np.asarray(run.samples.get(named.key, ()), dtype=np.float64)
+    samples = np.sort(samples[np.isfinite(samples)])
+    return Observation(_statistic(samples, named), samples) if samples.size else None
+
+
+def _statistic(samples: Floats, named: NamedMetric) -> float:
+    if named.share is not None:
+        return float(np.quantile(samples, named.share))
+    return float(samples.max() if named.statistic == "max" else samples.mean())
+
+
+def observations(runs: Iterable[ArmRun], named: NamedMetric) -> dict[int, Observation]:
+    """Of one arm, by repetition."""
+    found = ((run.repetition, observe(run, named)) for run in runs)
+    return {repetition: seen for repetition, seen in sorted(found, key=_first) if seen is not None}
+
+
+def _first(pair: tuple[int, Observation | None]) -> int:
+    return pair[0]
