@@ -21,7 +21,7 @@ from hetero.profile.link.cache_skeleton import cache_context
 from hetero.profile.link.dialer import LinkDialer, Mode
 from hetero.profile.link.key import new_key, session_ticket
 from hetero.profile.link.listener import LinkListener
-from hetero.profile.link.packed_prompt import packed_prompt
+from hetero.profile.link.packed_prompt import check_frame_bytes, packed_prompt
 from hetero.profile.link.report import LinkProfile
 from hetero.transport.door import Door
 
@@ -84,6 +84,56 @@ def test_a_packed_prompt_covers_every_row_once():
     assert all((count == 1).all() for count in seen.values())
 
 
+@pytest.mark.parametrize("frame_bytes", [256, 5000, 4 * 2**20])
+def test_frames_are_no_larger_than_asked_and_still_cover_every_row(frame_bytes):
+    seen = {(kind, layer): np.zeros(NUM_TOKENS, int) for kind in "kv" for layer in range(3)}
+    for frame in packed_prompt(LAYOUT, NUM_TOKENS, frame_bytes).frames:
+        assert frame.rows.nbytes <= frame_bytes
+        for layer in range(frame.first_layer, frame.end_layer):
+            seen[frame.kind, layer][frame.first_token : frame.end_token] += 1
+    assert all((count == 1).all() for count in seen.values())
+
+
+def test_every_transfer_is_told_where_asked_for():
+    key = new_key()
+    with listener(key) as (here, _), LinkDialer(address_of(here), key, 10_000) as dialer:
+        found, short = (
+            dialer.measure(
+                [Mode("none")],
+                seconds=0.05,
+                num_rounds=1,
+                say=say_nothing,
+                every_transfer=every_transfer,
+            )
+            for every_transfer in (True, False)
+        )
+    assert found.frame_bytes == 10_000
+    (row,) = found.goodput
+    # One after the other they took as long as all together.
+    seconds = sum(found.transfer_bytes / rate for rate in row.transfers.bytes_per_s)
+    total = len(row.transfers.bytes_per_s) * found.transfer_bytes
+    assert total / seconds == pytest.approx(row.bytes_per_s.median)
+    assert max(row.transfers.restore_s) == row.restore_s.high
+    assert "transfers" not in document(short)["goodput"][0]
+
+
+@pytest.mark.parametrize("frame_bytes", [255, 4 * 2**20 + 1])
+def test_frames_that_cannot_be_end_the_session_at_once(frame_bytes):
+    key = new_key()
+    with listener(key) as (here, _):
+        # A row of V is 256 bytes, one of K 136.
+        with pytest.raises(ConfigError, match=r"need 256 \(one row\) to 4194304 over tcp, have"):
+            LinkDialer(address_of(here), key, frame_bytes)
+        with here._in_session:  # it is over
+            pass
+
+
+def test_nixl_takes_frames_as_large_as_its_slots():
+    check_frame_bytes(2 * 2**20, LAYOUT, "nixl-tcp")
+    with pytest.raises(ConfigError, match="to 2097152 over nixl-tcp, have 2097153"):
+        check_frame_bytes(2 * 2**20 + 1, LAYOUT, "nixl-tcp")
+
+
 def test_another_key_is_told_nothing():
     with listener(new_key()) as (here, _), pytest.raises(PeerError, match="have its end"):
         LinkDialer(address_of(here), new_key())
@@ -143,7 +193,10 @@ def test_two_processes_measure_a_link_and_write_it_down(tmp_path):
     with listening("--model", "demo", "--tokens", "300") as (_, said):
         out = tmp_path / "link.yaml"
         run = measure(said["address"], said["key"], "--json", "-o", str(out))
-        people = measure(said["address"], said["key"], "--seals", "mac", "--connections", "2")
+        people = measure(
+            *(said["address"], said["key"], "--seals", "mac", "--connections", "2"),
+            *("--frame-bytes", "65536"),
+        )
     assert run.returncode == 0, run.stderr
     found = read_profile(out)
     assert isinstance(found, LinkProfile)
@@ -152,6 +205,7 @@ def test_two_processes_measure_a_link_and_write_it_down(tmp_path):
     assert found.tokens == 512  # llama.cpp's cells come in 256s
     assert people.returncode == 0, people.stderr
     assert "KV, mac, 2 connections" in people.stdout
+    assert "in frames of 64 KiB" in people.stdout
     assert said["key"] not in run.stdout + run.stderr + people.stdout + people.stderr
 
 
@@ -182,6 +236,7 @@ def test_a_listening_end_that_dies_is_an_error_not_a_hang():
         (["--listen", "127.0.0.1:1", "--shape", "llama-9"], "llama-9"),
         (["h:1", "--shape", "llama-3.1-8b"], "belong to the listening end"),
         (["h:1", "--seals", "rot13"], "need some of none, mac, aead, have 'rot13'"),
+        (["h:1", "--frame-bytes", "0"], "Invalid value for '--frame-bytes'"),
         (["h:1", "--connections", "0"], "need auto or numbers of 1 to 8, have '0'"),
         (["h:1", "--transport", "nixl-shm"], "belong to the listening end"),
         (["--listen", "127.0.0.1:1", "--shape", "llama-3.1-8b", "--transport", "x"], "have 'x'"),

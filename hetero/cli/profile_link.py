@@ -50,8 +50,14 @@ def link(
     connections: Annotated[
         str, typer.Option(help="Numbers of them to measure; auto: as many as needed.")
     ] = "auto",
+    frame_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Of rows in a frame; as nodes send them: 2 MiB.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="For each, each round.")] = 1.0,
     rounds: Annotated[int, typer.Option(min=1, max=1000)] = 3,
+    every_transfer: Annotated[
+        bool, typer.Option("--every-transfer", help="Its figures too, in --json and -o.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it as YAML.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -72,7 +78,8 @@ def link(
     if model is not None or shape is not None or transport != "tcp":
         raise ConfigError("link: --model, --shape and --transport belong to the listening end")
     assert address is not None
-    found = _measure(address, _modes(seals, connections), seconds, rounds)
+    modes = _modes(seals, connections)
+    found = _measure(address, modes, frame_bytes, seconds, rounds, every_transfer=every_transfer)
     from hetero.cli.profile_tables import print_link
     from hetero.profile.document import document
 
@@ -213,8 +220,17 @@ def _modes(seals: str, connections: str) -> "list[Mode]":
     return [Mode(seal, number) for seal in known if seal in names for number in numbers]
 
 
-def _measure(address: str, modes: "list[Mode]", seconds: float, rounds: int) -> "LinkProfile":
+def _measure(
+    address: str,
+    modes: "list[Mode]",
+    frame_bytes: int | None,
+    seconds: float,
+    rounds: int,
+    *,
+    every_transfer: bool,
+) -> "LinkProfile":
     from hetero.profile.link.dialer import LinkDialer
+    from hetero.profile.link.packed_prompt import FRAME_BYTES
 
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -226,5 +242,11 @@ def _measure(address: str, modes: "list[Mode]", seconds: float, rounds: int) -> 
                 f"key: need the one that the listening end printed, in {_KEY_VARIABLE}"
             )
         key = getpass("The key that the listening end printed: ")
-    with LinkDialer(f"tcp://{address}", key) as dialer:
-        return dialer.measure(modes, seconds=seconds, num_rounds=rounds, say=print_progress)
+    with LinkDialer(f"tcp://{address}", key, frame_bytes or FRAME_BYTES) as dialer:
+        return dialer.measure(
+            modes,
+            seconds=seconds,
+            num_rounds=rounds,
+            say=print_progress,
+            every_transfer=every_transfer,
+        )

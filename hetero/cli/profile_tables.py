@@ -84,7 +84,8 @@ def print_link(found: "LinkProfile") -> None:
     print_table(
         Table(
             f"{found.source} to {found.sink} by {found.transport}: {whose}, "
-            f"{size_text(found.transfer_bytes)} a transfer",
+            f"{size_text(found.transfer_bytes)} a transfer in frames of "
+            f"{size_text(found.frame_bytes)}",
             ["", "Gbit/s", "of plain TCP", "cores here", "cores there", "restore"],
             rows,
         )

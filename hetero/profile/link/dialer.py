@@ -15,10 +15,10 @@ from typing import Self
 import numpy as np
 
 from hetero import __version__
-from hetero.errors import PeerError
+from hetero.errors import ConfigError, PeerError
 from hetero.messages import SealName, Token
 from hetero.profile.link.key import session_ticket
-from hetero.profile.link.packed_prompt import packed_prompt
+from hetero.profile.link.packed_prompt import FRAME_BYTES, check_frame_bytes, packed_prompt
 from hetero.profile.link.protocol import (
     AskUsage,
     Await,
@@ -34,7 +34,14 @@ from hetero.profile.link.protocol import (
     Usage,
     ask,
 )
-from hetero.profile.link.report import Goodput, LinkProfile, PlainStream, Range, range_of
+from hetero.profile.link.report import (
+    Goodput,
+    LinkProfile,
+    PlainStream,
+    Range,
+    Transfers,
+    range_of,
+)
 from hetero.transport.connection import dial, dial_plain, failure
 from hetero.transport.nixl_source import SendBuffers, row_sender
 from hetero.transport.tcp_source import TcpSource
@@ -58,7 +65,8 @@ class Mode:
 
 @dataclass
 class _Samples:
-    bytes_per_s: list[float] = field(default_factory=list)
+    bytes_per_s: list[float] = field(default_factory=list)  # a sample each round
+    transfer_bytes_per_s: list[float] = field(default_factory=list)
     of_plain: list[float] = field(default_factory=list)
     source_cores: list[float] = field(default_factory=list)
     sink_cores: list[float] = field(default_factory=list)
@@ -71,9 +79,9 @@ class LinkDialer:
     """A session with a listener. Raises PeerError from every call when the link or its other end
     fails."""
 
-    def __init__(self, address: str, key: str) -> None:
-        """Raises: ConfigError for a malformed key, or where this machine lacks the listening end's
-        transport; PeerError if nobody with that key is there."""
+    def __init__(self, address: str, key: str, frame_bytes: int = FRAME_BYTES) -> None:
+        """Raises: ConfigError for a malformed key, frames that can't be, or where this machine
+        lacks the listening end's transport; PeerError if nobody with that key is there."""
         try:
             self._session = dial(session_ticket(key, address), 0, timeout_s=10.0)
         except PeerError as error:
@@ -82,10 +90,18 @@ class LinkDialer:
             ) from None
         self.description = ask(self._session, Describe(), Description)
         transport = self.description.transport
+        try:
+            check_frame_bytes(frame_bytes, self.description.layout, transport)
+        except ConfigError:
+            self._session.close()
+            raise
+        self._frame_bytes = frame_bytes
         self._buffers = None
         if transport != "tcp":
             self._buffers = SendBuffers(transport, interface_of=self._session.local_host)
-        self._prompt = packed_prompt(self.description.layout, self.description.num_tokens)
+        self._prompt = packed_prompt(
+            self.description.layout, self.description.num_tokens, frame_bytes
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -96,9 +112,16 @@ class LinkDialer:
             self._buffers.close()
 
     def measure(
-        self, modes: list[Mode], *, seconds: float, num_rounds: int, say: Say
+        self,
+        modes: list[Mode],
+        *,
+        seconds: float,
+        num_rounds: int,
+        say: Say,
+        every_transfer: bool = False,
     ) -> LinkProfile:
-        """`seconds` for each mode, and for a plain stream, in each round."""
+        """`seconds` for each mode, and for a plain stream, in each round. every_transfer: report
+        each one's figures too."""
         about = self.description
         say(f"{about.host}: {about.model}, {about.num_tokens} tokens a transfer")
         rtt = self._round_trips()
@@ -129,6 +152,7 @@ class LinkDialer:
             token_bytes=about.layout.token_bytes,
             tokens=about.num_tokens,
             transfer_bytes=about.num_tokens * about.layout.token_bytes,
+            frame_bytes=self._frame_bytes,
             rtt_s=rtt,
             pack_bytes_per_s=range_of(self._prompt.pack_bytes_per_s),
             plain=PlainStream(
@@ -136,7 +160,7 @@ class LinkDialer:
                 source_cores=range_of(plain.source_cores),
                 sink_cores=range_of(plain.sink_cores),
             ),
-            goodput=[_goodput(mode, sample) for mode, sample in samples.items()],
+            goodput=[_goodput(mode, sample, every_transfer) for mode, sample in samples.items()],
             versions={"source": {"hetero": __version__}, "sink": about.versions},
         )
 
@@ -181,7 +205,7 @@ class LinkDialer:
         are on the wire, as two prompts' would be, each on its connections. Timed from the first
         ticket to the last restore, so a little is lost at both ends, and none made up."""
         source_s, sink_s = self._usage()
-        started = time.perf_counter()
+        started = before = time.perf_counter()
         under_way = [self._send(mode)]
         num_bytes = 0
         while under_way:
@@ -189,11 +213,14 @@ class LinkDialer:
                 under_way.append(self._send(mode))
             transfer = under_way.pop(0)
             restored = self._finish(transfer)
+            now = time.perf_counter()
+            samples.transfer_bytes_per_s.append(restored.num_bytes / (now - before))
+            before = now
             num_bytes += restored.num_bytes
             samples.restore_s.append(restored.restore_s)
             samples.window_bytes = transfer.source.transfer.window.num_bytes
             samples.connections.append(transfer.source.num_connections)
-        elapsed = time.perf_counter() - started
+        elapsed = before - started
         samples.bytes_per_s.append(num_bytes / elapsed)
         self._use(samples, source_s, sink_s, elapsed)
 
@@ -227,7 +254,10 @@ class _Transfer:
     ends: "queue.SimpleQueue[PeerError | None]"
 
 
-def _goodput(mode: Mode, samples: _Samples) -> Goodput:
+def _goodput(mode: Mode, samples: _Samples, every_transfer: bool) -> Goodput:
+    transfers = None
+    if every_transfer:
+        transfers = Transfers(bytes_per_s=samples.transfer_bytes_per_s, restore_s=samples.restore_s)
     return Goodput(
         seal=mode.seal,
         connections=mode.connections,
@@ -238,4 +268,5 @@ def _goodput(mode: Mode, samples: _Samples) -> Goodput:
         restore_s=range_of(samples.restore_s),
         connections_used=range_of(samples.connections),
         window_bytes=samples.window_bytes,
+        transfers=transfers,
     )

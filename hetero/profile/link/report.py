@@ -27,7 +27,15 @@ class PlainStream(msgspec.Struct, frozen=True, kw_only=True):
     sink_cores: Range
 
 
-class Goodput(msgspec.Struct, frozen=True, kw_only=True):
+class Transfers(msgspec.Struct, frozen=True, kw_only=True):
+    """Every one of them, in turn. A rate is a transfer's bytes over the time from the restore
+    before it to its own: the times add up to what all of them took."""
+
+    bytes_per_s: list[float]
+    restore_s: list[float]
+
+
+class Goodput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """KV from packed rows to restored cells, transfer after transfer."""
 
     seal: SealName
@@ -40,6 +48,7 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True):
     restore_s: Range  # of one transfer; the next one arrives meanwhile
     connections_used: Range  # of one transfer; up to two are under way
     window_bytes: int  # at the end of the last transfer
+    transfers: Transfers | None = None  # where they were asked for: there may be thousands
 
 
 class LinkProfile(
@@ -60,6 +69,7 @@ class LinkProfile(
     token_bytes: int
     tokens: int  # of a transfer
     transfer_bytes: int
+    frame_bytes: int = 2 * 2**20  # of rows, at most; the only size there was, where it isn't told
     rtt_s: Range  # a sealed message there and back, with both ends' threads waking up
     pack_bytes_per_s: Range  # of packed rows, on one thread here
     plain: PlainStream

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hetero.machine.files import read_text, to_cpus
+from hetero.machine.whole_cores import first_sibling
 from hetero.profile.facts.report import Facts
 
 _THIS_MACHINE = Path("/")
@@ -15,7 +15,7 @@ def engine_cpus(facts: Facts, root: Path = _THIS_MACHINE) -> dict[int, list[int]
     chosen: dict[int, list[int]] = {}
     for node in facts.numa:
         cpus = [cpu for cpu in node.cpus if cpu in usable]
-        first = [cpu for cpu in cpus if cpu == _first_sibling(root, cpu, usable)]
+        first = [cpu for cpu in cpus if cpu == first_sibling(root, cpu, usable)]
         if first:
             chosen[node.node] = first
     if not chosen:
@@ -24,14 +24,6 @@ def engine_cpus(facts: Facts, root: Path = _THIS_MACHINE) -> dict[int, list[int]
     if quota is not None:
         _keep(chosen, max(1, int(quota)))
     return chosen
-
-
-def _first_sibling(root: Path, cpu: int, usable: set[int]) -> int:
-    """The lowest usable logical CPU of the same core."""
-    folder = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
-    # Before Linux 5.2 the list had its old name only.
-    text = read_text(folder / "core_cpus_list") or read_text(folder / "thread_siblings_list")
-    return min((other for other in to_cpus(text) if other in usable), default=cpu)
 
 
 def _keep(chosen: dict[int, list[int]], num_cpus: int) -> None:
