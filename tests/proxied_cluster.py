@@ -31,7 +31,7 @@ class ProxiedCluster(LocalCluster):
         if isinstance(config, PrefillConfig):
             config = msgspec.structs.replace(config, **self._prefill_changes)
         super()._launch(name, config, **options)
-        self._supervisors[name]._policy = RestartPolicy(
+        self._processes.supervisors[name]._policy = RestartPolicy(
             first_wait_s=0.1, longest_wait_s=0.1, max_crashes=10**6
         )
 

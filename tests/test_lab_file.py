@@ -56,7 +56,7 @@ def link(a, b, more=""):
         ),
         (AB + "links: [{between: [a, b]}]", r"links\[0\]: .* missing required field `rate`"),
         (AB + "links: [{between: [a, b], rate: fast}]", r"links\[0\].rate: need .* have 'fast'"),
-        (AB + "links: [{between: [a, b], rate: 49mbit}]", r"links\[0\].rate: .* have '49mbit'"),
+        (AB + "links: [{between: [a, b], rate: 4.9mbit}]", r"links\[0\].rate: .* have '4.9mbit'"),
         (AB + "links: [{between: [a, b], rate: 41gbit}]", r"links\[0\].rate: .* have '41gbit'"),
         (AB + f"links: [{link('a', 'c')}]", r"links\[0\].between: need hosts .* have 'c'"),
         (AB + f"links: [{link('a', 'a')}]", r"links\[0\].between: need two ends, have a - a"),
@@ -86,7 +86,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         load_topology(tmp_path / "lab.yaml")
 
 
-@pytest.mark.parametrize("text", ["50mbit", "1gbit", "2.5gbit", "40gbit"])
+@pytest.mark.parametrize("text", ["5mbit", "50mbit", "1gbit", "2.5gbit", "40gbit"])
 def test_rates_are_read_as_they_are_written(text):
     assert rate_text(parse_rate("rate", text)) == text
 
@@ -96,6 +96,8 @@ def test_rates_are_read_as_they_are_written(text):
     [
         ("10gbit", 1500, "tbf rate 10000000000bit burst 2500000 limit 15000000"),
         ("50mbit", 9000, "tbf rate 50000000bit burst 18036 limit 149108"),
+        ("20mbit", 1500, "tbf rate 20000000bit burst 5000 limit 57500"),
+        ("5mbit", 1500, "tbf rate 5000000bit burst 3036 limit 35804"),
     ],
 )
 def test_a_bucket_holds_two_milliseconds_and_two_frames(rate, mtu, qdisc):

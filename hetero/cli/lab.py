@@ -68,7 +68,7 @@ def link(
     rate: Annotated[
         str,
         typer.Option(
-            help="From 50mbit to 40gbit; `down`: as if unplugged; `up`: at its rate again."
+            help="From 5mbit to 40gbit; `down`: as if unplugged; `up`: at its rate again."
         ),
     ],
     name: LabName = None,

@@ -7,46 +7,40 @@ find it where it was.
 
 import errno
 import os
-import queue
 import shutil
 import socket
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Self
 from urllib.parse import urlsplit
 
 import msgspec
 
-from hetero.errors import ConfigError, EngineError
+from hetero.errors import ConfigError
 from hetero.launch.cluster_keys import ClusterKeys, make_cluster_keys
 from hetero.launch.cores import num_usable_cores, share_cpus, split_threads, thread_environment
+from hetero.launch.node_processes import (
+    NodeConfig,
+    NodeProcesses,
+    Progress,
+    await_hellos,
+    await_ready,
+    checked_config,
+    node_environment,
+)
 from hetero.launch.router_client import get_status
 from hetero.launch.run_directory import (
     ClusterState,
-    NodeState,
     make_run_directory,
     remove_state,
     started_at,
     write_state,
 )
-from hetero.launch.supervisor import Command, GaveUp, Ready, Supervisor
 from hetero.messages import TransportName
 from hetero.profile.node_profile import Role, RoleSettings
 from hetero.serve.config import DEFAULT_CHUNK_TOKENS, DecodeConfig, PrefillConfig, RouterConfig
-
-# A node between two steps of a long prompt answers its signal within seconds.
-GRACE_S = 10.0
-
-# From a node's own "ready" to the router's: a hello and its answer.
-_HELLO_WAIT_S = 30.0
-
-Progress = Callable[[str], None]
-NodeConfig = RouterConfig | PrefillConfig | DecodeConfig
-_Config = TypeVar("_Config", PrefillConfig, DecodeConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +74,7 @@ class LocalCluster:
     def __init__(self, plan: LocalPlan, progress: Progress) -> None:
         self._plan = plan
         self._progress = progress
-        self._reports: queue.SimpleQueue[Ready | GaveUp] = queue.SimpleQueue()
-        self._supervisors: dict[str, Supervisor] = {}
-        self._nodes: dict[str, NodeState] = {}
+        self._processes = NodeProcesses(Path(), progress)
         self._url: str | None = None
         self.run_directory = Path()
 
@@ -101,13 +93,14 @@ class LocalCluster:
             owner=os.getpid(),
             owner_started=started_at(os.getpid()),
             temporary=self._plan.temporary,
-            nodes=tuple(self._nodes.values()),
+            nodes=tuple(self._processes.nodes.values()),
         )
 
     def __enter__(self) -> Self:
         plan = self._plan
         _check_port(plan.host, plan.port)
         self.run_directory = make_run_directory(plan.name)
+        self._processes = NodeProcesses(self.run_directory, self._say)
         write_state(self.run_directory, self.state)
         try:
             self._start()
@@ -129,8 +122,8 @@ class LocalCluster:
 
         Raises: EngineError that says which and why.
         """
-        while True:
-            self._take_report()
+        for _ in self._processes.reports():
+            pass
 
     def _start(self) -> None:
         plan = self._plan
@@ -147,19 +140,19 @@ class LocalCluster:
             record=None if plan.record is None else str(plan.record.absolute()),
         )
         self._launch("router", router, num_threads=1, shares_cores=False)
-        announced = self._await_ready({"router"})["router"]
+        announced = await_ready(self._processes.reports(), {"router"})["router"]
         address = urlsplit(announced["http"])
         assert address.port is not None
         self._url = f"http://{_reachable(plan.host)}:{address.port}"
         router = msgspec.structs.replace(router, port=address.port, control=announced["control"])
-        self._write_config("router", router)
+        self._processes.write_config("router", router)
         self._progress(f"router: listens at {self._url}")
         if announced["record"] is not None:
             self._progress(f"router: records its traffic in {announced['record']}")
         self._launch_engines(prefill, decode, announced["control"], keys)
         names = {*prefill, *decode}
-        self._await_ready(names)
-        self._await_hellos(names)
+        await_ready(self._processes.reports(), names)
+        await_hellos(names, lambda: get_status(self.url))
         write_state(self.run_directory, self.state)
 
     def _launch_engines(
@@ -197,70 +190,17 @@ class LocalCluster:
     def _launch(
         self, name: str, config: NodeConfig, *, num_threads: int, shares_cores: bool
     ) -> None:
-        role = _role(config)
-        log = self.run_directory / f"{name}.log"
-        config_file = self._write_config(name, config)
-        command = Command(
-            name=name,
-            argv=(sys.executable, "-P", "-m", "hetero", "node", role, "--config", str(config_file)),
-            log=log,
-            environment=_environment(thread_environment(num_threads, shares_cores=shares_cores)),
-        )
-        supervisor = self._supervisors[name] = Supervisor(command, self._reports.put)
-        self._nodes[name] = NodeState(name=name, role=role, pid=0, log=str(log))
-        supervisor.start()
+        environment = thread_environment(num_threads, shares_cores=shares_cores)
+        # The user's own settings of threads come before ours.
+        self._processes.launch(name, config, environment | node_environment())
 
-    def _write_config(self, name: str, config: NodeConfig) -> Path:
-        path = self.run_directory / f"{name}.json"
-        path.write_bytes(msgspec.json.encode(config))
-        return path
-
-    def _await_ready(self, names: set[str]) -> dict[str, dict[str, Any]]:
-        """What each of them announced."""
-        announced: dict[str, dict[str, Any]] = {}
-        while names - announced.keys():
-            ready = self._take_report()
-            announced[ready.name] = ready.announced
-        return announced
-
-    def _take_report(self) -> Ready:
-        report = self._reports.get()
-        if isinstance(report, GaveUp):
-            raise report.error
-        is_back = self._nodes[report.name].pid != 0
-        self._nodes[report.name] = msgspec.structs.replace(self._nodes[report.name], pid=report.pid)
+    def _say(self, line: str) -> None:
+        """Of a node's coming up: other commands know it before the user does."""
         write_state(self.run_directory, self.state)
-        self._progress(f"{report.name}: {'is back' if is_back else 'ready'}")
-        return report
-
-    def _await_hellos(self, names: set[str]) -> None:
-        """Until the router calls these nodes ready.
-
-        Raises: EngineError with the router's reason to refuse one.
-        """
-        deadline = time.monotonic() + _HELLO_WAIT_S
-        while True:
-            nodes = {node["name"]: node for node in get_status(self.url)["nodes"]}
-            health = {name: nodes.get(name, {}).get("health", "unknown") for name in names}
-            if all(word == "ready" for word in health.values()):
-                return
-            for name, word in health.items():
-                if word == "refused":
-                    raise EngineError(f"{name}: refused by the router: {nodes[name]['error']}")
-            if time.monotonic() > deadline:
-                raise EngineError(
-                    f"router: need every node ready within {_HELLO_WAIT_S:g} s, have "
-                    + ", ".join(f"{name} {word}" for name, word in sorted(health.items()))
-                )
-            time.sleep(0.05)
+        self._progress(line)
 
     def _stop(self, *, has_failed: bool) -> None:
-        # Nodes first: they say goodbye to a router that is still there.
-        for name in sorted(self._supervisors, key=lambda name: name == "router"):
-            self._supervisors[name].ask_to_stop()
-        deadline = time.monotonic() + GRACE_S
-        for supervisor in self._supervisors.values():
-            supervisor.stop(max(0.1, deadline - time.monotonic()))
+        self._processes.stop()
         if not self._plan.temporary:
             remove_state(self.run_directory)
         elif not has_failed:
@@ -270,7 +210,7 @@ class LocalCluster:
 def _prefill_config(
     plan: LocalPlan, name: str, control: str, keys: ClusterKeys, num_threads: int
 ) -> PrefillConfig:
-    return _checked(
+    return checked_config(
         PrefillConfig,
         name=name,
         model=str(plan.model),
@@ -291,7 +231,7 @@ def _prefill_config(
 def _decode_config(
     plan: LocalPlan, name: str, control: str, keys: ClusterKeys, num_threads: int
 ) -> DecodeConfig:
-    return _checked(
+    return checked_config(
         DecodeConfig,
         name=name,
         model=str(plan.model),
@@ -329,30 +269,6 @@ def _tuned(
             chunk_tokens=plan.chunk_tokens or found.chunk_tokens,
         )
     return config
-
-
-def _checked(kind: type[_Config], **fields: object) -> _Config:
-    """A config whose values were checked as those of a file are."""
-    try:
-        return msgspec.convert(fields, kind)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"node {fields['name']}: {error}") from None
-
-
-def _role(config: NodeConfig) -> Literal["router", "prefill", "decode"]:
-    match config:
-        case RouterConfig():
-            return "router"
-        case PrefillConfig():
-            return "prefill"
-        case DecodeConfig():
-            return "decode"
-
-
-def _environment(threads: Mapping[str, str]) -> dict[str, str]:
-    """Ours, with thread settings that the user's own override, and the packages found here."""
-    packages = os.pathsep.join(path for path in sys.path if path)
-    return {**threads, **os.environ, "PYTHONPATH": packages}
 
 
 def _reachable(host: str) -> str:

@@ -92,6 +92,12 @@ class Supervisor:
         self._command.log.write_bytes(b"")
         self._thread.start()
 
+    @property
+    def pid(self) -> int | None:
+        """None while there is no process."""
+        with self._lock:
+            return None if self._process is None else self._process.pid
+
     def ask_to_stop(self) -> None:
         """SIGTERM, without waiting: several processes can end side by side."""
         with self._lock:
@@ -179,9 +185,8 @@ class Supervisor:
         _, is_told, message = last.partition(ERROR_MARK)
         how = f"{_ending(status)}; it said last: {last}" if last else _ending(status)
         if has_been_ready:
-            return EngineError(
-                f"{name}: {num_crashes} crashes in a row, so it is given up; {how} (its log: {log})"
-            )
+            crashes = "a crash" if num_crashes == 1 else f"{num_crashes} crashes in a row"
+            return EngineError(f"{name}: {crashes}, so it is given up; {how} (its log: {log})")
         # The verb's own exit statuses: 2 is a mistake in what it was told.
         kind = ConfigError if status == 2 else EngineError
         return kind(f"{name}: {message if is_told and status > 0 else how} (its log: {log})")

@@ -6,7 +6,7 @@ from hetero.errors import ConfigError
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(mbit|gbit)")
 _UNITS = {"mbit": 10**6, "gbit": 10**9}
-_MIN_RATE, _MAX_RATE = 50 * 10**6, 40 * 10**9
+_MIN_RATE, _MAX_RATE = 5 * 10**6, 40 * 10**9
 
 # Tokens for this long may be spent at once. A timer that fires later than that loses rate, and
 # beside programs that take all CPUs it fires late: 10 Gbit/s became 2 with 1 ms, and 7 with 2; on
@@ -18,8 +18,11 @@ _BURST_S = 0.002
 _QUEUE_S = 0.010
 
 # At slow rates a queue of 10 ms would be a few frames, and drop half of what a sender hands over
-# at once: 64 KiB. This is 21 ms at 50 Mbit/s.
-_QUEUE_BYTES_MIN = 128 * 2**10
+# at once: 64 KiB, and less where a connection is slower than some 500 Mbit/s, because TCP hands
+# over what it sends in a millisecond. So 128 KiB at most, 21 ms at most, and 32 KiB at least, in
+# which connections that begin together find room: 52 ms at 5 Mbit/s, as a slow line's modem.
+_SLOW_QUEUE_S = 0.021
+_SLOW_QUEUE_BYTES_MIN, _SLOW_QUEUE_BYTES_MAX = 32 * 2**10, 128 * 2**10
 
 # Ethernet's header and a VLAN tag.
 _HEADER_BYTES = 18
@@ -34,7 +37,7 @@ def parse_rate(field: str, text: str) -> int:
     match = _RATE.fullmatch(text)
     rate = round(float(match[1]) * _UNITS[match[2]]) if match else 0
     if not _MIN_RATE <= rate <= _MAX_RATE:
-        raise ConfigError(f"{field}: need a rate from 50mbit to 40gbit, have {text!r}")
+        raise ConfigError(f"{field}: need a rate from 5mbit to 40gbit, have {text!r}")
     return rate
 
 
@@ -52,5 +55,7 @@ def token_bucket(rate_bits_per_s: int, mtu: int) -> str:
     """
     bytes_per_s = rate_bits_per_s / 8
     burst_bytes = max(round(bytes_per_s * _BURST_S), 2 * (mtu + _HEADER_BYTES))
-    queue_bytes = max(round(bytes_per_s * _QUEUE_S), _QUEUE_BYTES_MIN) + burst_bytes
+    slow_bytes = max(round(bytes_per_s * _SLOW_QUEUE_S), _SLOW_QUEUE_BYTES_MIN)
+    queue_bytes = max(round(bytes_per_s * _QUEUE_S), min(slow_bytes, _SLOW_QUEUE_BYTES_MAX))
+    queue_bytes += burst_bytes
     return f"tbf rate {rate_bits_per_s}bit burst {burst_bytes} limit {queue_bytes}"
