@@ -35,6 +35,7 @@ _VERBS = {
     "node": "Run one process of a cluster (what a service manager starts).",
     "profile": "What machines and wires can really do, measured.",
     "bench": "Measure.",
+    "run": "Run an experiment: a recipe, to results.",
     "recipes": "Experiments anyone can rerun: list them, check them.",
     "results": "What experiments gave: list, show, compare.",
     "lab": "Emulate a homelab on this box.",

@@ -20,9 +20,9 @@ def run(
     recipe: Annotated[
         str, typer.Argument(help="A name as `hetero recipes` lists it, a file, or a result.json.")
     ],
-    results: Annotated[
-        Path, typer.Option(help="Where RECIPE/DATE_MACHINE is made.")
-    ] = Path("results"),
+    results: Annotated[Path, typer.Option(help="Where RECIPE/DATE_MACHINE is made.")] = Path(
+        "results"
+    ),
     repetitions: Annotated[
         int | None, typer.Option(min=1, max=100, help="Instead of the recipe's.")
     ] = None,
@@ -76,7 +76,7 @@ def run(
 
 
 def _print_answer(folder: Path, result: "Result") -> None:
-    from hetero.cli.results import answer_lines
+    from hetero.experiment.outcome.report import answer_lines
 
     for line in answer_lines(result):
         typer.echo(line)

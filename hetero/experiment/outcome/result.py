@@ -23,7 +23,8 @@ _MAX_BYTES = 512 * 2**20
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """model: `name` and `hash` (blake3 of its file, or None), and what else tells it from others.
-    facts: what the machine is made of. seeds: by what they were drawn for.
+    facts: what the machine is made of. seeds: by what they were drawn for. calibration: measured
+    once for all arms. profiles: the machine's ceilings, measured as the run began.
 
     arms: what counts, one of each arm and repetition. dropped: attempts that were repeated, since
     the machine changed its speed in them. figures, checks: from `arms`, by `finish`.
@@ -40,6 +41,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     provenance: dict[str, Any]  # hetero.profile.provenance
     facts: dict[str, Any]
     seeds: dict[str, int]
+    calibration: dict[str, float] = {}
+    profiles: dict[str, Any] = {}
     figures: list[FigureResult] = []
     checks: list[CheckResult] = []
     arms: list[ArmRun]

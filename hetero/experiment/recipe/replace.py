@@ -17,11 +17,12 @@ def with_repetitions(recipe: Recipe, repetitions: int) -> Recipe:
 def with_model(recipe: Recipe, file: Path) -> Recipe:
     """Raises: ConfigError if this kind of recipe has none, or the file can't be read."""
     if isinstance(recipe, Wire):
-        raise ConfigError(f"--model: need a recipe with a model, have {recipe.name}, which has none")
+        raise ConfigError(f"--model: need a recipe with a model, {recipe.name} has none")
     try:
         digest = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
     except OSError as error:
-        raise ConfigError(f"{file}: can't read it: {(error.strerror or str(error)).lower()}") from None
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{file}: can't read it: {reason}") from None
     return _checked(msgspec.structs.replace(recipe, model=Model(file=str(file), hash=digest)))
 
 

@@ -16,7 +16,13 @@ from hetero.experiment.kv_wire.arm import measure as measure_wire
 from hetero.experiment.outcome.arm_run import Arm
 from hetero.experiment.outcome.measured import Measured
 from hetero.experiment.recipe.arms import settings_of
-from hetero.experiment.recipe.recipe import Quality, QualitySettings, Recipe, Serving, Wire, WireSettings
+from hetero.experiment.recipe.recipe import (
+    Quality,
+    QualitySettings,
+    Recipe,
+    Wire,
+    WireSettings,
+)
 from hetero.experiment.recipe_run.run_folder import RunFolder
 from hetero.experiment.recipe_run.runner import Bench, Say
 from hetero.experiment.recipe_run.serving_bench import ServingBench

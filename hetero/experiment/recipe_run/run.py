@@ -57,6 +57,7 @@ def run_recipe(
         facts=msgspec.to_builtins(collect_facts()),
         seeds={"load and order": recipe.seed},
         calibration=header.calibration,
+        profiles=header.profiles,
         arms=folder.runs,
     )
     return folder.path, finish(folder.path, result, say)
@@ -74,9 +75,7 @@ def _folder(recipe: Recipe, root: Path, say: Callable[[str], None], *, fresh: bo
             return folder
         folder.close()
         say(f"{found}: left as it is, since it was begun with other versions; beginning anew")
-    header = RunHeader(
-        recipe=msgspec.to_builtins(recipe), recipe_hash=digest, provenance=now
-    )
+    header = RunHeader(recipe=msgspec.to_builtins(recipe), recipe_hash=digest, provenance=now)
     name = f"{now['date'][:10]}_{machine_label(now)}"
     try:
         return make_folder(root, name, header)

@@ -26,12 +26,14 @@ JOURNAL, REQUESTS, HEADER, RESULT = "journal.jsonl", "requests.jsonl", "run.json
 
 
 class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """calibration: what was measured once for the whole run, by name; later arms depend on it."""
+    """calibration: what was measured once for the whole run, by name; later arms depend on it.
+    profiles: of the machine, as the run began."""
 
     recipe: dict[str, Any]
     recipe_hash: str
     provenance: dict[str, Any]
     calibration: dict[str, float] = {}
+    profiles: dict[str, Any] = {}
 
 
 class JournalLine(msgspec.Struct, frozen=True, kw_only=True):

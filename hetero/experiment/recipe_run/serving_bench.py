@@ -4,7 +4,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 
@@ -14,6 +14,7 @@ from hetero.experiment.deploy.node_configs import kv_pair
 from hetero.experiment.deploy.site import Site
 from hetero.experiment.load.metrics import measure
 from hetero.experiment.load.plan import LoadPlan
+from hetero.experiment.load.record import RequestRecord
 from hetero.experiment.load.slo import parse_slo
 from hetero.experiment.outcome.arm_run import Arm
 from hetero.experiment.outcome.measured import Measured
@@ -23,7 +24,7 @@ from hetero.experiment.recipe_run.load_child import Loaded, run_load
 from hetero.experiment.recipe_run.run_folder import RunFolder
 from hetero.experiment.recipe_run.runner import Say
 from hetero.kv.layout import model_layout
-from hetero.launch.lab.shaping import rate_text
+from hetero.launch.lab.shaping import parse_rate, rate_text
 from hetero.model.gguf_file import GGUFFile
 from hetero.model.spec import gguf_to_spec
 from hetero.workload.named import load_workload
@@ -76,7 +77,8 @@ class ServingBench:
         found = measure(loaded.records, self._bounds)
         cores = {f"{name}_cores": (after[name] - before[name]) / seconds for name in after}
         marks = [
-            f"emulated: {device.preset} (host {host})" for host, device in candidate.emulated.items()
+            f"emulated: {device.preset} (host {host})"
+            for host, device in candidate.emulated.items()
         ]
         return Measured(
             scalars=loaded.scalars | found.scalars | cores,
@@ -148,8 +150,6 @@ class ServingBench:
 
     def _link_bits_per_s(self, settings: Settings, deployment: Deployment) -> int | None:
         if settings.link_rate is not None:
-            from hetero.launch.lab.shaping import parse_rate
-
             return parse_rate("link_rate", settings.link_rate)
         if settings.wire_ratio is None:
             return None
@@ -169,18 +169,20 @@ class ServingBench:
             self._recipe.seed, num_requests=_CALIBRATION_REQUESTS, output_tokens=2
         )
         plan = LoadPlan(url=deployment.url, schedule=schedule, warmup=1, route="split")
-        rates = [self._rate_of(record.prompt_tokens, record.stages, settings.kv)
-                 for record in self._run(deployment, plan).records if record.is_ok]  # fmt: skip
+        records = self._run(deployment, plan).records
+        rates = [self._rate_of(record, settings.kv) for record in records if record.is_ok]
         if not rates:
-            raise ConfigError("wire_ratio: need a split request's figures to set the link, have none")
+            raise ConfigError("wire_ratio: need a split request to set the link by, have none")
         rate = sorted(rates)[len(rates) // 2]
         self._say(f"prefill yields {8e-6 * rate:.0f} Mbit/s of KV at {settings.kv}")
         self._folder.calibrate(name, rate)
         return rate
 
-    def _rate_of(self, prompt_tokens: int, stages: dict[str, Any], kv: str) -> float:
+    def _rate_of(self, record: RequestRecord, kv: str) -> float:
         layout = model_layout(self._spec, *kv_pair(kv))
-        return prompt_tokens * layout.token_bytes / (stages["prefill_s"] + stages["pack_s"])
+        stages = record.stages
+        seconds = float(stages["prefill_s"]) + float(stages["pack_s"])
+        return record.prompt_tokens * layout.token_bytes / seconds
 
 
 def _quiet(line: str) -> None:
