@@ -86,10 +86,12 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
         ("kind: [1]", "kind: need one of serving, kv-quality, kv-wire, have a list"),
         ("- kind", "need a recipe: keys and values, as docs/recipes.md shows"),
         ("", "need a recipe: keys and values, as docs/recipes.md shows"),
-        ("a: !!python/object:os.system x", "line 1: need YAML, have: could not determine a cons"),
-        ("a: 2025-13-45", "need YAML, have: month must be in 1..12"),
+        ("a: !!python/object:os.system x", "line 1: tag:yaml.org,2002:python/object:os.system: n"),
+        ("a: !!timestamp x", "line 1: tag:yaml.org,2002:timestamp: need plain YAML, have a tag"),
+        ("a: 1\na: !x {}", "line 2: !x: need plain YAML, have a tag"),
+        ("a: 1\nb: 2025-13-45", "line 2: need YAML, have: month must be in 1..12"),
         ("[" * 5000, "need a recipe, have lists in lists without end"),
-        ("a: \x07", "need YAML, have: unacceptable character"),
+        ("a: 1\nb: \x07", "line 2: need YAML, have: special characters are not allowed"),
         ("x" * 300_000, "need at most 256 KiB, have more: not a recipe"),
     ],
 )
@@ -106,8 +108,8 @@ def test_files_that_can_not_be_read_are_named(tmp_path):
         f"{tmp_path}: need a file, have a folder; a result's is result.json in it"
     )
     latin = tmp_path / "latin.yaml"
-    latin.write_bytes(b"name: caf\xe9\n")
-    assert refusal_of(latin).startswith(f"{latin}: need UTF-8 text, have ")
+    latin.write_bytes(b"kind: x\nname: caf\xe9\n")
+    assert refusal_of(latin).startswith(f"{latin}: line 2: need UTF-8 text, have ")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,14 @@ def test_whatever_stands_there_is_taken_or_refused_in_words(value, field):
         ("settings.threads", "2", "settings.threads: need a whole number, have '2'"),
         ("settings.seal", "tls", "settings.seal: need one of none, mac, aead, have 'tls'"),
         ("settings.rate", 0, "settings.rate: need a number > 0.0, have 0"),
-        ("settings.rate", float("inf"), "settings.rate: need a finite number, have inf"),
+        (
+            "settings.rate",
+            float("inf"),
+            "settings.rate: need a finite number of at most 63 bits",
+        ),
+        ("vary.rate", [10**400], "vary.rate[0]: need a finite number of at most 63 bits"),
+        ("load", {"seed": 2**63}, "load.seed: need a finite number of at most 63 bits"),
+        ("question", "\ud800", "question: need text, have half a character"),
         ("cluster.lab.hosts.front", None, "cluster.lab.hosts.front: need a mapping, have nothing;"),
         ("cluster.lab.hosts.back.quota", 0.1, "cluster.lab.hosts.back.quota: need a number >= 0."),
         ("cluster.lab.hosts.back.memory", "2g", "cluster.lab.hosts.back.memory: need a size as 4G"),
