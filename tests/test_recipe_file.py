@@ -374,8 +374,13 @@ def test_the_smallest_quota_is_the_labs():
         ),
         ("vary.rate", [*range(1, 101)], "arm single, kv f16, rate 1: need concurrency"),
         ("slo", "ttft_p95", "slo: need a time as ttft_p95:2s or ttft_p95:100ms, have 'ttft_p95'"),
-        ("slo", "goodput:2s", "slo: need a time of requests as ttft_p95, have goodput"),
+        (
+            "slo",
+            "goodput:2s",
+            "slo: need one of ttft, tpot, itl, latency as ttft_p95, have goodput",
+        ),
         ("slo", "ttft_p95:2s,tptp_p95:1s", "slo: tptp_p95: no such metric of serving; did you me"),
+        ("slo", "late_p95:2s", "slo: need one of ttft, tpot, itl, latency as ttft_p95, have late_"),
         ("slo", "", "figures.best: goodput: need an `slo`, have none"),
     ],
 )
@@ -414,6 +419,11 @@ def test_random_weights_have_no_quality():
             "figures.gain.metric",
             "cost_per_input_token",
             "figures.gain: cost_per_input_token: need a price, which recipes have none of",
+        ),
+        (
+            "figures.gain.metric",
+            "beside.goodput",
+            "figures.gain: beside.goodput: the `slo` is of the measured load, not of the one besi",
         ),
         (
             "figures.gain.at",
