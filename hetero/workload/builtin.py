@@ -5,7 +5,6 @@ from hetero.workload.workload import Workload
 CHAT = Workload(
     name="chat",
     prefix=128,
-    # Percentiles 0, 5, 10 ... of Azure's conversation trace, less the prefix.
     prompt="quantiles:0=1:5=53:10=79:25=268:50=892:75=1061:90=2606:95=3955:99=4014:100=13922",
     output="quantiles:0=7:1=16:5=41:10=54:25=85:50=129:75=395:90=424:95=451:99=601:100=1000",
     turns="geometric:1.45",
@@ -26,7 +25,7 @@ DOCUMENT = Workload(
 CODE = Workload(
     name="code",
     prompt="quantiles:0=3:1=17:5=75:10=147:25=578:50=1469:75=2745:90=5188:95=7303:100=7437",
-    output="quantiles:0=6:5=6:10=7:25=9:50=13:75=24:90=55:95=90:99=251:100=1899",
+    output="quantiles:0=6:5=6:10=7:25=9:50=13:75=24:90=55:95=90:99=251:99.9=825:100=1899",
     arrivals="gamma:0.25",
 )
 

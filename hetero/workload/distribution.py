@@ -107,11 +107,10 @@ class Quantiles(Distribution, frozen=True, kw_only=True):
 @lru_cache(maxsize=256)
 def distribution(text: str | float) -> Distribution:
     """Raises: ConfigError with the text and what is wrong with it."""
-    if not isinstance(text, str):
-        return _checked(str(text), Fixed(always=float(text)))
-    name, *rest = text.strip().split(":")
+    text = str(text).strip()
+    name, *rest = text.split(":")
     if not rest:
-        return _checked(text, Fixed(always=_number(text, name)))
+        return Fixed(always=_number(text, name))
     if name not in _KINDS:
         raise ConfigError(f"{text!r}: need a number or one of {', '.join(_KINDS)}, have {name!r}")
     positions = [part for part in rest if "=" not in part]
@@ -121,8 +120,10 @@ def distribution(text: str | float) -> Distribution:
         for key, field in (("min", "low"), ("max", "high"))
         if key in named
     }
-    made = _KINDS[name](text, positions, named)
-    return _checked(text, msgspec.structs.replace(made, **limits))
+    made = msgspec.structs.replace(_KINDS[name](text, positions, named), **limits)
+    if made.low > made.high:
+        raise ConfigError(f"{text!r}: need min below max, have {made.low:g} and {made.high:g}")
+    return made
 
 
 def _uniform(text: str, positions: Sequence[str], named: Mapping[str, str]) -> Distribution:
@@ -198,9 +199,3 @@ def _number(text: str, part: str) -> float:
     if not math.isfinite(number) or number < 0:
         raise ConfigError(f"{text!r}: need a number, 0 or more, have {part!r}") from None
     return number
-
-
-def _checked(text: str, made: Distribution) -> Distribution:
-    if made.low > made.high:
-        raise ConfigError(f"{text!r}: need min below max, have {made.low:g} and {made.high:g}")
-    return made

@@ -5,6 +5,7 @@ and of its end: a line is kept back until all that arrived before it have ended,
 """
 
 import bisect
+import contextlib
 import itertools
 import logging
 import os
@@ -73,12 +74,9 @@ class TrafficRecorder:
 
     def close(self) -> None:
         """Writes what was kept back; requests that still run are not part of the trace."""
-        if self._file < 0:
-            return
         self._running.clear()
         self._write_ripe()
-        os.close(self._file)
-        self._file = -1
+        self._close_file()
 
     def _ended(self, arrived_s: float) -> None:
         place = bisect.bisect_left(self._running, arrived_s)
@@ -89,7 +87,7 @@ class TrafficRecorder:
         while self._held and (not self._running or self._held[0][0] <= self._running[0]):
             arrived_s, _, prompt_tokens, output_tokens, ids = self._held.pop(0)
             if arrived_s < self._last_s:
-                self._lose(f"it ended after {self._max_held} that had come later")
+                self._lose("it ended when one that had come later was written")
             else:
                 self._write(arrived_s, prompt_tokens, output_tokens, ids)
 
@@ -122,7 +120,12 @@ class TrafficRecorder:
         try:
             os.ftruncate(self._file, self._num_bytes)
         except OSError:
-            os.close(self._file)
+            self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._file)
             self._file = -1
 
     def _lose(self, why: str) -> None:

@@ -1,13 +1,13 @@
 """A workload: distributions of what a load consists of, from which schedules are drawn."""
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 
 from hetero.errors import ConfigError
 from hetero.workload.arrivals import arrival_times, burstiness
-from hetero.workload.distribution import distribution
+from hetero.workload.distribution import Fixed, distribution
 from hetero.workload.schedule import Schedule, Session, Turn, num_blocks
 from hetero.workload.sizes import check_sizes
 
@@ -15,6 +15,8 @@ from hetero.workload.sizes import check_sizes
 DRAWN_BLOCK_TOKENS = 64
 
 _Drawn = str | int | float  # as `distribution.py` writes them
+
+_COUNTS = ("prompt", "output", "turns", "followup")
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,14 +43,12 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
     def __post_init__(self) -> None:
-        for field in ("prompt", "output", "turns", "followup", "think", "prefix"):
-            drawn = getattr(self, field)
-            if drawn is not None:
-                try:
-                    distribution(drawn)
-                except ConfigError as error:
-                    raise ConfigError(f"workload {self.name}: {field}: {error}") from None
-        burstiness(self.arrivals)
+        try:
+            burstiness(self.arrivals)
+            for field in ("prompt", "output", "turns", "followup", "think", "prefix"):
+                _check_drawn(field, getattr(self, field))
+        except ConfigError as error:
+            raise ConfigError(f"workload {self.name}: {error}") from None
 
     def draw(
         self,
@@ -69,8 +69,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         rate: sessions per second; None: closed loop.
         prompt_tokens, output_tokens: instead of the drawn ones; of the prompt, the first turn's
         with what is shared in it.
-        max_tokens_per_sequence: of prompt and answer. A first turn that does not fit is cut short
-        and counted (`num_clipped`); a session ends before a later one (`num_dropped`).
+        max_tokens_per_sequence: of prompt and answer. A first turn that does not fit is cut short,
+        though no length given here is, and counted (`num_clipped`); a session ends before a later
+        one (`num_dropped`).
 
         Raises: ConfigError
         """
@@ -101,6 +102,18 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
 
 
+def _check_drawn(field: str, written: _Drawn | None) -> None:
+    if written is None:
+        return
+    try:
+        drawn = distribution(written)
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from None
+    # What a distribution gives below 1 is taken for 1; who writes a plain 0 means something else.
+    if field in _COUNTS and isinstance(drawn, Fixed) and drawn.always < 1:
+        raise ConfigError(f"{field}: need one or more, have {written}")
+
+
 # A stream of random numbers each. New ones at the end: the place of one is part of its seed.
 _STREAMS = ("prefix", "choice", "prompt", "output", "turns", "followup", "think", "arrivals")
 
@@ -108,6 +121,12 @@ _STREAMS = ("prefix", "choice", "prompt", "output", "turns", "followup", "think"
 def _random(seed: int, stream: str) -> np.random.Generator:
     place = _STREAMS.index(stream)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(place,)))
+
+
+class _Sizes(NamedTuple):
+    prompt: int
+    output: int
+    think_s: float
 
 
 class _Drawing:
@@ -125,6 +144,7 @@ class _Drawing:
         self.num_dropped = 0
         self._max_tokens = max_tokens
         self._prompt_tokens = prompt_tokens
+        self._output_tokens = output_tokens
         self._random = {stream: _random(seed, stream) for stream in _STREAMS}
         self._prompt = distribution(workload.prompt)
         self._output = distribution(workload.output if output_tokens is None else output_tokens)
@@ -141,43 +161,45 @@ class _Drawing:
         shared = self._prefixes[self._choice()]
         drawn = len(shared) * DRAWN_BLOCK_TOKENS + self._prompt.draw_count(self._random["prompt"])
         prompt = self._prompt_tokens or drawn
-        turns: list[tuple[int, int, float]] = []
+        turns = []
         think_s = 0.0
-        num_turns = self._turns.draw_count(self._random["turns"])
         # All are drawn, also those left out, so that the next session's are what they would be.
-        for _ in range(num_turns):
+        for _ in range(self._turns.draw_count(self._random["turns"])):
             output = self._output.draw_count(self._random["output"])
-            turns.append((prompt, output, think_s))
+            turns.append(_Sizes(prompt, output, think_s))
             prompt += output + self._followup.draw_count(self._random["followup"])
             think_s = self._think.draw(self._random["think"])
         fitting = self._fitted(turns)
         # What is shared of a prompt made shorter stays the same part of it: else a short one
         # would be nothing but shared text.
-        num_shared = len(shared) * min(fitting[0][0], drawn) // drawn
-        blocks = self._session_blocks(shared[:num_shared], fitting[-1][0])
+        num_shared = len(shared) * min(fitting[0].prompt, drawn) // drawn
+        blocks = self._session_blocks(shared[:num_shared], fitting[-1].prompt)
         return tuple(
             Turn(
-                prompt_tokens=prompt,
-                output_tokens=output,
-                think_s=think_s,
-                blocks=blocks[: num_blocks(prompt, DRAWN_BLOCK_TOKENS)],
+                prompt_tokens=turn.prompt,
+                output_tokens=turn.output,
+                think_s=turn.think_s,
+                blocks=blocks[: num_blocks(turn.prompt, DRAWN_BLOCK_TOKENS)],
             )
-            for prompt, output, think_s in fitting
+            for turn in fitting
         )
 
-    def _fitted(self, turns: list[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
+    def _fitted(self, turns: list[_Sizes]) -> list[_Sizes]:
         limit = self._max_tokens
         if limit is None:
             return turns
-        fitting = [turn for turn in turns if turn[0] + turn[1] <= limit]
+        fitting = [turn for turn in turns if turn.prompt + turn.output <= limit]
         self.num_dropped += len(turns) - max(1, len(fitting))
         if fitting:
             return fitting
         self.num_clipped += 1
         prompt, output, think_s = turns[0]
-        # Either gets half of the room, or what the other leaves of it.
-        output = min(output, max(limit // 2, limit - prompt))
-        return [(min(prompt, limit - output), output, think_s)]
+        if self._prompt_tokens is not None:
+            output = limit - prompt
+        elif self._output_tokens is None:
+            # Either gets half of the room, or what the other leaves of it.
+            output = min(output, max(limit // 2, limit - prompt))
+        return [_Sizes(min(prompt, limit - output), output, think_s)]
 
     def _choice(self) -> int:
         share = self._random["choice"].random()
