@@ -20,6 +20,7 @@ from hetero.kv.layout import kv_layout
 from hetero.kv.rows import RowFrame
 from hetero.kv.staging import read_state
 from hetero.messages import (
+    WIRE_VERSION,
     Abort,
     Cancel,
     Credit,
@@ -61,6 +62,7 @@ FINGERPRINT = Fingerprint(
 )
 PROMPT = random_prompt(100)
 WAIT_S = 20
+OURS = bytes([WIRE_VERSION])
 
 
 @pytest.fixture(autouse=True)
@@ -372,7 +374,7 @@ def test_a_request_that_does_not_fit_fails_alone(node):
     node.reserve("small")
 
 
-@pytest.mark.parametrize("message", [b"", b"junk", b"\x02junk", b"\x03", b"\x02" + b"\xff" * 9])
+@pytest.mark.parametrize("message", [b"", b"junk", OURS + b"junk", b"\xfe", OURS + b"\xff" * 9])
 def test_a_malformed_message_fails_its_request_only(node, alone, message):
     source = node.source(node.reserve())
     source.ready()
@@ -404,7 +406,7 @@ def continues(node, alone, request_id):
 
 def test_malformed_control_messages_are_dropped(node):
     node.until(Hello)
-    for nonsense in (b"\x01nonsense", b"\x02nonsense", b"\x02\x81\xa1\xff\xc0"):
+    for nonsense in (b"\x01nonsense", OURS + b"nonsense", OURS + b"\x81\xa1\xff\xc0"):
         node.router.send_multipart([node.peer, nonsense])
     node.reserve()
 

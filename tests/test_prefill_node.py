@@ -18,6 +18,7 @@ from hetero.kv.layout import kv_layout
 from hetero.kv.staging import StagingBlob
 from hetero.llama.model import Model
 from hetero.messages import (
+    WIRE_VERSION,
     Abort,
     Cancel,
     Failed,
@@ -335,7 +336,7 @@ def test_prompts_are_read_in_the_order_they_came(node, alone):
 def test_replies_that_are_no_messages_fail_their_request(node, alone):
     node.prefill(node.ticket())
     connection, _ = node.hear(Open)
-    connection.send(b"\x02junk")
+    connection.send(bytes([WIRE_VERSION]) + b"junk")
     assert "malformed message" in node.until(Failed).message
     node.prefill(node.ticket("s.1"), "s")
     assert node.receive_all().staging.is_complete
