@@ -8,8 +8,10 @@ import pytest
 
 from hetero.errors import ConfigError, EngineError, ModelError
 from hetero.experiment.kv_quality.bench import KVQuality
+from hetero.experiment.kv_quality.needles import needle_passages
 from hetero.experiment.kv_quality.passages import (
     QUESTIONS_PER_LIST,
+    Text,
     draws,
     recall_passages,
 )
@@ -248,6 +250,28 @@ def test_texts_too_short_or_unreadable_are_named(tmp_path):
         KVQuality(recipe(texts=[str(tmp_path / "none.txt")]), DEMO_MODEL_PATH)
 
 
+def test_codes_lie_in_the_text_and_questions_end_where_their_code_begins(model):
+    tokens = model.vocab.tokenize(TEXT, add_special=False, parse_special=False)
+    passages = needle_passages(model.vocab, [Text(name="t", tokens=tokens)], 6, 1200, draws(0, 0))
+    assert [len(passage.branches) for passage in passages] == [4, 2]
+    for passage in passages:
+        content = model.vocab.detokenize(passage.context)
+        assert passage.num_tokens <= 1200
+        assert passage.context[0] == model.vocab.bos_token
+        for branch in passage.branches:
+            *_, question, answer = model.vocab.detokenize(branch.tokens).split("\n")
+            code = model.vocab.detokenize(branch.right_tokens)
+            assert len(code) == 6
+            assert code.isdigit()
+            assert f"\n{answer.removeprefix('Answer: ')}.\n" in content
+            assert answer.endswith(code)
+            assert question.split("the ")[-1].rstrip("?") in answer
+    with pytest.raises(ConfigError, match="or more to hide 4 codes in text, have 300"):
+        needle_passages(model.vocab, [Text(name="t", tokens=tokens)], 6, 300, draws(0, 0))
+    with pytest.raises(ConfigError, match=r"texts: need one of \d+ tokens, have 100"):
+        needle_passages(model.vocab, [Text(name="t", tokens=[9] * 100)], 6, 1200, draws(0, 0))
+
+
 def synthetic(path, head_dim):
     shape = Shape(
         name="tiny",
@@ -267,7 +291,7 @@ def synthetic(path, head_dim):
     return write_synthetic(shape, "f16", path)
 
 
-def test_another_model_needs_texts_and_is_scored_on_them_alone(tmp_path):
+def test_another_model_needs_texts_and_is_asked_for_codes_in_them(tmp_path):
     path = synthetic(tmp_path / "tiny.gguf", 32)
     other = RecipeModel(file=str(path))
     with pytest.raises(ConfigError, match="texts: need UTF-8 files for a model other than"):
@@ -276,10 +300,11 @@ def test_another_model_needs_texts_and_is_scored_on_them_alone(tmp_path):
     text.write_text(TEXT)
     with KVQuality(recipe(model=other, texts=[str(text)]), path) as bench:
         found = bench.measure(
-            QualitySettings(k="q4_0", v="q4_0", prompts=1, prompt_tokens=128), 0, say_nothing
+            QualitySettings(k="q4_0", v="q4_0", prompts=1, prompt_tokens=512), 0, say_nothing
         )
-    assert set(found.samples) == {"kld"}
+    assert found.scalars["compared_positions"] == len(found.samples["kld"]) == 255
     assert max(found.samples["kld"]) > 0
+    assert found.samples["recall"] == [0]  # of random weights
     assert found.scalars["k_rotation"] == 0  # of heads of 32 none is rotated
 
 

@@ -36,7 +36,9 @@ def test_an_arm_tells_each_transfer_and_what_both_ends_spent():
     assert scalars["frame_bytes"] == 65536
     assert scalars["connections_used"] == 2
     assert len(rates) == len(found.samples["restore"]) == len(found.records) >= 1
-    assert len(rates) / sum(1 / rate for rate in rates) == pytest.approx(scalars["kv_bytes_per_s"])
+    # One is under way from first to last, and two at most.
+    mean_rate = len(rates) / sum(1 / rate for rate in rates)
+    assert 0.49 < mean_rate / scalars["kv_bytes_per_s"] < 1.1
     # 0.4 Gbit/s is the cable's: more would be bytes that never crossed it.
     assert 0 < scalars["kv_bytes_per_s"] < 1.1 * 50e6
     assert scalars["share_of_plain"] == pytest.approx(

@@ -109,10 +109,10 @@ def test_every_transfer_is_told_where_asked_for():
         )
     assert found.frame_bytes == 10_000
     (row,) = found.goodput
-    # One after the other they took as long as all together.
-    seconds = sum(found.transfer_bytes / rate for rate in row.transfers.bytes_per_s)
-    total = len(row.transfers.bytes_per_s) * found.transfer_bytes
-    assert total / seconds == pytest.approx(row.bytes_per_s.median)
+    # One is under way from first to last, and two at most.
+    rates = row.transfers.bytes_per_s
+    mean_rate = len(rates) / sum(1 / rate for rate in rates)
+    assert 0.49 * row.bytes_per_s.median < mean_rate < 1.25 * row.bytes_per_s.median
     assert max(row.transfers.restore_s) == row.restore_s.high
     assert "transfers" not in document(short)["goodput"][0]
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from hetero.errors import ConfigError
 from hetero.experiment.figures import Say
+from hetero.experiment.kv_quality.needles import needle_passages
 from hetero.experiment.kv_quality.passages import (
     Passage,
     draws,
@@ -57,7 +58,7 @@ class KVQuality:
         if not recipe.texts and not recipe.model.demo:
             raise ConfigError("texts: need UTF-8 files for a model other than the demo, have none")
         self._seed = recipe.seed
-        self._asks = recipe.model.demo
+        self._is_demo = recipe.model.demo
         self._spec = gguf_to_spec(GGUFFile.open(path))
         self._num_threads = num_threads or num_usable_cores()
         self._model = Model(path)
@@ -78,8 +79,10 @@ class KVQuality:
         self._model.close()
 
     def measure(self, settings: QualitySettings, repetition: int, say: Say) -> Measured:
-        """Recall of the demo model's lists, and KL divergence on the texts; without texts, on the
-        answers about the lists.
+        """Recall of the demo model's lists, by another model of codes hidden in the texts; and KL
+        divergence on the texts, or without texts on the answers about the lists.
+
+        settings.prompts: lists, with 16 questions each; or windows of text, and as many codes.
 
         scalars: recall_share (of questions), same_top (share of the scored positions where both
         caches call the same token most likely), compared_positions, kv_bytes_per_token;
@@ -103,8 +106,10 @@ class KVQuality:
         asked, read = scores[: len(prompts.questions)], scores[len(prompts.questions) :]
         found = self._measured(layout, prompts, asked, read)
         kld = found.samples["kld"]
-        recall = f", recall {found.scalars['recall_share']:.3f}" if asked else ""
-        say(f"{settings.k}/{settings.v}: KL divergence {np.mean(kld):.3g} nats{recall}")
+        recall = found.scalars["recall_share"]
+        say(
+            f"{settings.k}/{settings.v}: KL divergence {np.mean(kld):.3g} nats, recall {recall:.3f}"
+        )
         return found
 
     def _prompts_for(self, settings: QualitySettings, repetition: int, say: Say) -> _Prompts:
@@ -122,13 +127,14 @@ class KVQuality:
                 f"have {prompt_tokens}"
             )
         draw = draws(self._seed, repetition)
-        questions, windows = [], []
-        if self._asks:
+        vocab, texts = self._model.vocab, self._texts
+        if self._is_demo:
             questions = recall_passages(self._model, num_prompts, prompt_tokens, draw)
-        if self._texts:
-            windows = text_passages(
-                self._model.vocab, self._texts, num_prompts, prompt_tokens, draw
-            )
+        else:
+            questions = needle_passages(vocab, texts, num_prompts, prompt_tokens, draw)
+        windows = []
+        if texts:
+            windows = text_passages(vocab, texts, num_prompts, prompt_tokens, draw)
         say(f"reading {num_prompts} prompts with a cache of {REFERENCE_TYPE}, to compare with")
         path = Path(self._folder.name) / "reference.f32"
         # Another file, not this one anew: what is mapped stays as it is until it is let go.
@@ -148,16 +154,14 @@ class KVQuality:
         margins = [float(answer.margin.min()) for answer in answers]
         right = [float(margin > 0) for margin in margins]
         scalars = {
+            "recall_share": float(np.mean(right)),
             "same_top": float(compared.has_same_top.mean()),
             "compared_positions": float(len(compared.kld)),
             "kv_bytes_per_token": float(layout.token_bytes),
             "k_rotation": float(layout.k_rotation),
             "v_rotation": float(layout.v_rotation),
         }
-        samples = {"kld": compared.kld.tolist()}
-        if asked:
-            scalars["recall_share"] = float(np.mean(right))
-            samples |= {"recall": right, "margin": margins}
+        samples = {"kld": compared.kld.tolist(), "recall": right, "margin": margins}
         if read:
             nll, reference_nll = compared.nll.mean(), compared.reference_nll.mean()
             scalars["perplexity"] = float(np.exp(nll))

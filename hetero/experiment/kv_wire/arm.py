@@ -36,8 +36,8 @@ def measure(settings: WireSettings, say: Say) -> Measured:
     there), core_s_per_gb (both ends' processor seconds for 1e9 bytes of rows), share_of_plain
     (goodput over the plain stream's rate around it), plain_bytes_per_s and plain_core_s_per_gb of
     that stream, connections_used by a transfer, transfer_bytes and frame_bytes.
-    samples, one for each transfer: bytes_per_s, its bytes over the time from the restore before it
-    to its own, for two are under way at a time; restore, the seconds its restore took.
+    samples, one for each transfer: bytes_per_s, its bytes over the time from its ticket to its
+    restore (two are under way at a time, so about half of kv_bytes_per_s); restore, in seconds.
 
     Raises: ConfigError for settings that can't be; HeteroError for what a lab needs and this
     machine lacks.

@@ -205,7 +205,7 @@ class LinkDialer:
         are on the wire, as two prompts' would be, each on its connections. Timed from the first
         ticket to the last restore, so a little is lost at both ends, and none made up."""
         source_s, sink_s = self._usage()
-        started = before = time.perf_counter()
+        started = time.perf_counter()
         under_way = [self._send(mode)]
         num_bytes = 0
         while under_way:
@@ -213,18 +213,18 @@ class LinkDialer:
                 under_way.append(self._send(mode))
             transfer = under_way.pop(0)
             restored = self._finish(transfer)
-            now = time.perf_counter()
-            samples.transfer_bytes_per_s.append(restored.num_bytes / (now - before))
-            before = now
+            transfer_s = time.perf_counter() - transfer.started
+            samples.transfer_bytes_per_s.append(restored.num_bytes / transfer_s)
             num_bytes += restored.num_bytes
             samples.restore_s.append(restored.restore_s)
             samples.window_bytes = transfer.source.transfer.window.num_bytes
             samples.connections.append(transfer.source.num_connections)
-        elapsed = before - started
+        elapsed = time.perf_counter() - started
         samples.bytes_per_s.append(num_bytes / elapsed)
         self._use(samples, source_s, sink_s, elapsed)
 
     def _send(self, mode: Mode) -> "_Transfer":
+        started = time.perf_counter()
         ticket = ask(self._session, Expect(seal=mode.seal), Expected).ticket
         ends: queue.SimpleQueue[PeerError | None] = queue.SimpleQueue()
         source = TcpSource(
@@ -237,7 +237,7 @@ class LinkDialer:
         for frame in self._prompt.frames:
             source.put(frame)
         source.finish((Token("", 0, 0, 0),))
-        return _Transfer(source, ends)
+        return _Transfer(source, ends, started)
 
     def _finish(self, transfer: "_Transfer") -> Restored:
         ticket_id = transfer.source.transfer.ticket.ticket_id
@@ -252,6 +252,7 @@ class LinkDialer:
 class _Transfer:
     source: TcpSource
     ends: "queue.SimpleQueue[PeerError | None]"
+    started: float
 
 
 def _goodput(mode: Mode, samples: _Samples, every_transfer: bool) -> Goodput:

@@ -28,8 +28,8 @@ class PlainStream(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Transfers(msgspec.Struct, frozen=True, kw_only=True):
-    """Every one of them, in turn. A rate is a transfer's bytes over the time from the restore
-    before it to its own: the times add up to what all of them took."""
+    """Every one of them, in turn. A rate is a transfer's bytes over the time from its ticket to
+    its restore, most of which it shares the wire with another: about half of the goodput."""
 
     bytes_per_s: list[float]
     restore_s: list[float]
