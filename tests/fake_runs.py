@@ -24,7 +24,7 @@ def serving(**fields):
         "model": {"demo": True},
         "candidates": candidates,
         "load": "chat",
-        "figures": {},
+        "figures": {"rate": {"kind": "value", "says": "how fast", "metric": "throughput"}},
         "repetitions": 3,
     }
     return msgspec.convert(start | fields, Recipe)

@@ -22,6 +22,9 @@ _MARKERS = "osD^vPX"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
 _HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "ooo")
 
+# That fit side by side below a panel.
+_NAME_CHARACTERS = 54
+
 # Of an interval above a panel's largest value; what lies further up is cut off.
 _MAX_REACH = 1.6
 
@@ -48,14 +51,15 @@ class Series(NamedTuple):
         return _HATCHES[self.number % len(_HATCHES)]
 
     def line(self, x: str) -> dict[str, Any]:
-        """Without markers where x makes no difference to its one arm, measured once."""
+        """Without markers where x makes no difference to its one arm, measured once. Later ones are
+        thinner: where lines coincide, those below still show."""
         marker = _MARKERS[self.number % len(_MARKERS)]
         return {
             "color": self.colour,
             "marker": marker if x in self.cells[0].arm else "",
             "linestyle": _DASHES[self.number % len(_DASHES)],
-            "linewidth": 1.8,
-            "markersize": 6,
+            "linewidth": max(1.4, 2.3 - 0.35 * self.number),
+            "markersize": max(5.0, 8.0 - self.number),
             "markeredgecolor": "white",
             "markeredgewidth": 0.8,
         }
@@ -93,7 +97,8 @@ def metric_label(named: NamedMetric, unit: str) -> str:
     label = named.axis_label
     if unit != named.metric.unit:
         label = label.replace(f"({named.metric.unit})", f"({unit})")
-    return textwrap.fill(label, 38)
+    # The unit stays with its word.
+    return textwrap.fill(label.replace(" (", "\xa0("), 38).replace("\xa0", " ")
 
 
 def plain_numbers(axis: "Axis") -> None:
@@ -142,6 +147,8 @@ def place_ticks(axes: "Axes", places: Sequence[float], names: Sequence[str]) -> 
 
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(FixedLocator(list(places)))
+    room = max(8, _NAME_CHARACTERS // max(1, len(names)))
+    names = [textwrap.fill(name, room) for name in names]
     axes.set_xticks(list(places), list(names))
 
 
@@ -179,4 +186,4 @@ def ink_on(colour: tuple[float, ...]) -> str:
         part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]
     )
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    return INK if luminance > 0.18 else "#ffffff"
+    return INK if luminance > 0.21 else "#ffffff"
