@@ -82,7 +82,8 @@ def test_an_unknown_preset_names_near_ones():
 def test_an_installed_package_brings_them(tmp_path):
     root = Path(hetero.__file__).parent
     built = tomllib.loads((root.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
-    ((source, target),) = built["targets"]["wheel"]["force-include"].items()
+    source = "profiles/hardware"
+    target = built["targets"]["wheel"]["force-include"][source]
     ignored = shutil.ignore_patterns("__pycache__", "*.gguf")
     shutil.copytree(root, tmp_path / "hetero", ignore=ignored)
     shutil.copytree(root.parent / source, tmp_path / target)

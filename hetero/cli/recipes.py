@@ -11,17 +11,17 @@ from hetero.cli.output import AsJson, print_json, print_progress
 if TYPE_CHECKING:
     from hetero.experiment.recipe.recipe import Recipe
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 _BAD_CONFIG = 2
 
 
 @app.command()
 def recipes(
-    files: Annotated[
-        list[Path] | None,
+    names: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="[FILE]...", help="Recipes, or results, to check.", show_default=False
+            metavar="RECIPE", help="To check: names, recipe files, results.", show_default=False
         ),
     ] = None,
     schema: Annotated[
@@ -29,7 +29,7 @@ def recipes(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the recipes of this project, or those that hetero brings; or check recipe files."""
+    """List the recipes in ./recipes, or else those that hetero brings; or check what is named."""
     from hetero.experiment.recipe.found import recipe_files
 
     if schema:
@@ -37,10 +37,10 @@ def recipes(
 
         print(json.dumps(json_schema(), indent=None if as_json else 2))
         return
-    entries = [_entry(path) for path in files or recipe_files(Path.cwd())]
+    entries = [_entry(name) for name in names or map(str, recipe_files(Path.cwd()))]
     if as_json:
         print_json({"recipes": entries})
-    elif files:
+    elif names:
         for entry in entries:
             if not entry["errors"]:
                 print(f"{entry['file']}: ok")
@@ -52,14 +52,16 @@ def recipes(
         raise typer.Exit(_BAD_CONFIG)
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def _entry(name: str) -> dict[str, Any]:
     from hetero.errors import ConfigError
+    from hetero.experiment.recipe.found import find_recipe
     from hetero.experiment.recipe.load import load_recipe
 
     try:
+        path = find_recipe(name, Path.cwd())
         return {"file": str(path), "errors": [], **_summary(load_recipe(path))}
     except ConfigError as error:
-        return {"file": str(path), "errors": str(error).splitlines()}
+        return {"file": name, "errors": str(error).split("\n")}
 
 
 def _summary(recipe: "Recipe") -> dict[str, Any]:

@@ -111,17 +111,29 @@ METRICS: dict[Kind, dict[str, Metric]] = {
     "kv-quality": {
         "kld": _sample("KL divergence", "nats"),
         "recall": _sample("recall", "", "higher"),
-        "recall_share": _scalar("share of prompts recalled", "", "higher"),
+        "margin": _sample("margin of the right token's logit", "", "higher"),
+        "recall_share": _scalar("share of questions recalled", "", "higher"),
         "same_top": _scalar("share of positions with the same top token", "", "higher"),
+        "compared_positions": _scalar("positions compared", "", None),
+        "perplexity": _scalar("perplexity", "", "lower"),
+        "perplexity_ratio": _scalar("perplexity over that of the f16 cache", "", "lower"),
         "kv_bytes_per_token": _scalar("cache per token", "B", "lower"),
     },
     "kv-wire": {
         "bytes_per_s": _sample("goodput of a transfer", "B/s", "higher"),
         "restore": _sample("restoring the cache", "s"),
+        "kv_bytes_per_s": _scalar("goodput of all transfers", "B/s", "higher"),
         "source_cores": _scalar("processor time of the source", "cores", "lower"),
         "sink_cores": _scalar("processor time of the sink", "cores", "lower"),
         "core_s_per_gb": _scalar("processor time per gigabyte", "core s/GB", "lower"),
-        "share_of_plain": _scalar("share of plain TCP's goodput", "", "higher"),
+        "share_of_plain": _scalar("share of a plain stream's goodput", "", "higher"),
+        "plain_bytes_per_s": _scalar("goodput of a plain stream", "B/s", None),
+        "plain_core_s_per_gb": _scalar(
+            "processor time per gigabyte of a plain stream", "core s/GB", None
+        ),
+        "connections_used": _scalar("connections of a transfer", "", None),
+        "transfer_bytes": _scalar("size of a transfer", "B", None),
+        "frame_bytes": _scalar("size of a frame", "B", None),
     },
 }
 

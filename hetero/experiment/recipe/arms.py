@@ -76,9 +76,9 @@ def plan_order(arms: Sequence[Arm], repetitions: int, seed: int) -> list[tuple[A
     are shuffled, so that their order in the file means nothing; every other repetition goes
     backwards, so that a steady drift of the machine adds the same to every arm.
     """
-    groups: dict[tuple[tuple[str, Value], ...], list[Arm]] = {}
+    groups: dict[frozenset[tuple[str, Value]], list[Arm]] = {}
     for arm in arms:
-        groups.setdefault(tuple(deployment_of(arm).items()), []).append(arm)
+        groups.setdefault(frozenset(deployment_of(arm).items()), []).append(arm)
     deployments = list(groups.values())
     random.Random(seed).shuffle(deployments)
     there = [arm for deployment in deployments for arm in deployment]

@@ -34,6 +34,8 @@ def recipe_problems(recipe: Recipe) -> Iterator[str]:
     """A line each, beginning with the field's path."""
     found = [*_parts(recipe), *_settings(recipe)]
     # What follows needs arms, which only settings that exist can make.
+    if not found and num_arms(recipe) > _MAX_ARMS:
+        found = [f"vary: need at most {_MAX_ARMS} arms, have {num_arms(recipe)}"]
     yield from found or [*_arms(recipe), *answer_problems(recipe)]
 
 
@@ -177,9 +179,6 @@ def _words(place: str, name: str, value: Any) -> Iterator[str]:
 
 def _arms(recipe: Recipe) -> Iterator[str]:
     """Of what arms are set to, all in all: a problem once, with the first arm that has it."""
-    if num_arms(recipe) > _MAX_ARMS:
-        yield f"vary: need at most {_MAX_ARMS} arms, have {num_arms(recipe)}"
-        return
     if not isinstance(recipe, Serving):
         return
     seen = set()

@@ -25,6 +25,8 @@ from hetero.experiment.recipe.figures import (
 from hetero.experiment.recipe.recipe import Recipe, Serving
 
 _DURATION = re.compile(r"\d+(\.\d+)?(us|ms|s)")
+# What an SLO is about: times that a client sees.
+_OF_CLIENTS = ("ttft", "tpot", "itl", "latency")
 # Metrics that are judged by the SLO.
 _OF_SLO = ("goodput", "slo_met")
 
@@ -60,8 +62,8 @@ class _Asked:
             except ConfigError as error:
                 yield f"{place}: {error}"
                 continue
-            if metric.beside or metric.statistic is None or metric.metric.unit != "s":
-                yield f"{place}: need a time of requests as ttft_p95, have {name}"
+            if metric.beside or metric.base not in _OF_CLIENTS:
+                yield f"{place}: need one of {', '.join(_OF_CLIENTS)} as ttft_p95, have {name}"
             elif not _DURATION.fullmatch(bound):
                 yield f"{place}: need a time as {name}:2s or {name}:100ms, have {part.strip()!r}"
 
@@ -123,7 +125,9 @@ class _Asked:
             return
         if metric.beside and self._recipe.beside is None:
             yield f"{place}: {name}: need a load `beside`, have none"
-        if metric.base in _OF_SLO and not self._recipe.slo:
+        if metric.base in _OF_SLO and metric.beside:
+            yield f"{place}: {name}: the `slo` is of the measured load, not of the one beside"
+        elif metric.base in _OF_SLO and not self._recipe.slo:
             yield f"{place}: {name}: need an `slo`, have none"
         if metric.base.startswith("cost_per_"):
             yield f"{place}: {name}: need a price, which recipes have none of; see `hetero bench`"

@@ -3,6 +3,7 @@
 `msgspec.convert` stops at the first, and writes keys of mappings as `[...]`.
 """
 
+import re
 import types
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -12,15 +13,12 @@ import msgspec
 from hetero.experiment.near import near
 
 _WORDS = {
-    "`str`": "text",
-    "`int`": "a whole number",
-    "`float`": "a number",
-    "`bool`": "true or false",
-    "`null`": "null",
-    "`array`": "a list",
-    "`object`": "a mapping",
-    " | ": " or ",
-    " of length >= 1": ", not an empty one",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a mapping",
 }
 
 
@@ -34,7 +32,8 @@ def problems(value: object, kind: Any, place: str = "") -> Iterator[str]:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         need = _literals(kind) or _description(kind) or _need(str(error))
-        yield f"{place}: need {need}, have {_have(value)}"
+        hint = "; {} is one of defaults" if value is None and need == "a mapping" else ""
+        yield f"{place}: need {need}, have {_have(value)}{hint}"
 
 
 def _inner_problems(value: object, kind: Any, place: str) -> Iterator[str]:
@@ -102,10 +101,14 @@ def _description(kind: Any) -> str:
 
 
 def _need(message: str) -> str:
+    """From msgspec's: "Expected `int | null` >= 1", "Expected `str`, got `int`"."""
     need = message.removeprefix("Expected ").partition(", got ")[0]
-    for word, plain in _WORDS.items():
-        need = need.replace(word, plain)
-    return need
+    need = re.sub("`([^`]*)`", lambda match: _type_words(match[1]), need)
+    return need.replace(" of length >= 1", ", not an empty one")
+
+
+def _type_words(names: str) -> str:
+    return " or ".join(_WORDS.get(name, name) for name in names.split(" | "))
 
 
 def _have(value: object) -> str:

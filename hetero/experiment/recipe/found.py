@@ -7,12 +7,9 @@ from hetero.experiment.near import near
 
 
 def recipe_files(stands_in: Path) -> list[Path]:
-    """Those of the project that the user stands in, else those that hetero brings."""
-    for folder in (stands_in, *stands_in.parents):
-        files = sorted((folder / "recipes").glob("*.yaml"))
-        if files:
-            return files
-    return sorted(_own_folder().glob("*.yaml"))
+    """Those in the folder `recipes` where the user stands, else those that hetero brings."""
+    own = sorted((stands_in / "recipes").glob("*.yaml"))
+    return own or sorted(_own_folder().glob("*.yaml"))
 
 
 def find_recipe(name: str, stands_in: Path) -> Path:
@@ -21,7 +18,7 @@ def find_recipe(name: str, stands_in: Path) -> Path:
     Raises: ConfigError with near names.
     """
     path = Path(name)
-    if path.exists() or path.suffix or len(path.parts) > 1:
+    if path.is_file() or path.suffix or len(path.parts) > 1:
         return path
     files = {each.stem: each for each in recipe_files(stands_in)}
     if name not in files:

@@ -1,6 +1,5 @@
 """Recipe files: YAML as people write it, or a `result.json`, which has its recipe in it."""
 
-import math
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,23 @@ class _Result(msgspec.Struct):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what YAML leaves to parsers: a key that stands twice, of which the last would count,
-    and aliases, with which a few lines can become gigabytes."""
+    """Refuses what YAML leaves to parsers: a key that stands twice, of which the last would count;
+    aliases, with which a few lines can become gigabytes; and tags, with which text can become
+    anything."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
             raise _at(event.start_mark, f"*{event.anchor}: need it written out, have an alias")
+        if event.tag is not None:
+            raise _at(event.start_mark, f"{event.tag}: need plain YAML, have a tag")
         return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # of a date, or a number of thousands of digits
+            raise _at(node.start_mark, f"need YAML, have: {error}") from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -53,7 +61,7 @@ def load_recipe(path: Path) -> Recipe:
     try:
         return parse_recipe(_read_result(path) if path.suffix == ".json" else _read_yaml(path))
     except ConfigError as error:
-        lines = str(error).splitlines()
+        lines = str(error).split("\n")
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
 
 
@@ -69,7 +77,7 @@ def parse_recipe(fields: object) -> Recipe:
         recipe: Recipe = msgspec.convert(fields, Recipe)
         found = list(recipe_problems(recipe))
     if found:
-        raise ConfigError("\n".join(found))
+        raise ConfigError("\n".join(map(_one_line, found)))
     return recipe
 
 
@@ -80,16 +88,20 @@ def recipe_hash(recipe: Recipe) -> str:
 
 
 def _read_yaml(path: Path) -> object:
+    content = _read(path, _MAX_RECIPE_BYTES)
     try:
-        return yaml.load(_read(path, _MAX_RECIPE_BYTES).decode(), _Loader)
+        text = content.decode()
+        return yaml.load(text, _Loader)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"need UTF-8 text, have {error.reason} at byte {error.start}") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"line {line}: need UTF-8 text, have {error.reason}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"line {line}: need YAML, have: {error.reason}") from None
     except yaml.MarkedYAMLError as error:
         what = " ".join(filter(None, (error.context, error.problem)))
         mark = error.problem_mark or error.context_mark
         raise (_at(mark, f"need YAML, have: {what}") if mark else ConfigError(what)) from None
-    except (yaml.YAMLError, ValueError) as error:  # a character, or a date, that there is not
-        raise ConfigError(f"need YAML, have: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ConfigError("need a recipe, have lists in lists without end") from None
 
@@ -117,23 +129,37 @@ def _read(path: Path, max_bytes: int) -> bytes:
     return content
 
 
-def _at(mark: yaml.Mark, message: str) -> ConfigError:
-    return ConfigError(f"line {mark.line + 1}: {message}")
+def _at(mark: Any, message: str) -> ConfigError:
+    return ConfigError(_one_line(f"line {mark.line + 1}: {message}"))
+
+
+def _one_line(text: str) -> str:
+    """What a file says must not command a terminal."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _not_plain(value: object, place: str) -> Iterator[str]:
     """What JSON can't say, so that a result could not repeat it."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                have = str(key).lower()
-                yield f'{place or "recipe"}: need text as a key, have {have}: write "{have}"'
-            else:
-                yield from _not_plain(item, f"{place}.{key}" if place else key)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _not_plain(item, f"{place}[{index}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield f"{place}: need a finite number, have {value}"
-    elif value is not None and not isinstance(value, str | int | float):
-        yield f"{place}: need text, have a {type(value).__name__}: put it in quotes"
+    match value:
+        case dict():
+            for key, item in value.items():
+                if isinstance(key, str):
+                    inner = f"{place}.{key}" if place else key
+                    yield from _not_plain(key, inner)
+                    yield from _not_plain(item, inner)
+                else:
+                    have = str(key).lower()
+                    yield f'{place or "recipe"}: need text as a key, have {have}: write "{have}"'
+        case list():
+            for index, item in enumerate(value):
+                yield from _not_plain(item, f"{place}[{index}]")
+        case str():
+            if any("\ud800" <= each <= "\udfff" for each in value):
+                yield f"{place}: need text, have half a character"
+        case bool() | None:
+            pass
+        case int() | float():
+            if not -(2**63) < value < 2**63:
+                yield f"{place}: need a finite number of at most 63 bits"
+        case _:
+            yield f"{place}: need text, have a {type(value).__name__}: put it in quotes"

@@ -67,7 +67,7 @@ class Model(_Part, frozen=True, kw_only=True):
 
     demo: the model that hetero brings
     file: a GGUF file
-    hash: blake3 of the file, the first of a split one
+    hash: blake3 of that file, as `b3sum` prints it
     shape: random weights, written once: a name as llama-3.2-1b, or sizes
     quant: of a shape's weights
     seed: of a shape's weights
@@ -98,7 +98,7 @@ class Lab(_Part, frozen=True, kw_only=True):
     """Hosts here, each a namespace, joined by one cable each pair; router and load generator run on
     a host of their own with fast cables to all, at low priority.
 
-    hosts: by name
+    hosts: by name; {} is one of defaults
     rate: of the cables between hosts, 50mbit to 40gbit, where neither `link_rate` nor `wire_ratio`
         of the settings says otherwise
     mtu: of these cables
@@ -133,7 +133,7 @@ class Emulated(_Part, frozen=True, kw_only=True):
 class Peer(_Part, frozen=True, kw_only=True):
     """Another server in our place, one process on one host, with the same model, cores and slots.
 
-    server: which
+    server: llama-server
     host: where; null: the only host of the lab, or this machine
     binary: its path; null: the environment variable HETERO_LLAMA_SERVER has it
     """
@@ -146,18 +146,18 @@ class Peer(_Part, frozen=True, kw_only=True):
 class Settings(_Part, frozen=True, kw_only=True):
     """Of an arm: the recipe's, then a candidate's own, then what is varied.
 
-    kv: type of K and V, or a pair as q8_0/q4_0
+    kv: type of K and V: f16, q8_0, q4_0 ...; or one each, as q8_0/q4_0
     context_tokens: of one sequence, prompt and answer
     slots: sequences at once on each decode node
     chunk_tokens: what a prefill node reads at a time
     threads: of each engine
-    prefill_engine: of each prefill node
-    seal: how transfers are protected
+    prefill_engine: of each prefill node: auto, torch, llama
+    seal: of transfers: none, mac (checked), aead (checked and encrypted)
     connections: of a transfer; null: as a node would
     link_rate: of the cables between the lab's hosts: 50mbit to 40gbit
     wire_ratio: instead of a rate: the KV that prefill yields over what the link carries in the same
         time, which means the same on a faster machine
-    route: how requests are to be served
+    route: auto, local (who decodes reads the prompt too), split
     concurrency: closed loop: sessions at once
     rate: open loop: sessions per second
     requests: in all; null: four for each concurrent one, eight at least
@@ -207,11 +207,11 @@ LIVE_SETTINGS = frozenset(
 class Candidate(_Part, frozen=True, kw_only=True):
     """Who does what, on hosts of the cluster; or a peer on one of them.
 
-    prefill: hosts that read prompts
+    prefill: hosts that read prompts; without one, decode hosts read their own
     decode: hosts that generate
-    emulated: which of the prefill hosts are
-    peer: instead of hosts
-    settings: instead of the recipe's
+    emulated: those of the prefill hosts that sleep instead of computing
+    peer: another server, instead of hosts
+    settings: its own, instead of the recipe's
     ignores: settings that are varied and make no difference to this candidate: it runs once for all
         of their values
     """
@@ -304,11 +304,11 @@ class WireSettings(_Part, frozen=True, kw_only=True):
     """Of an arm.
 
     shape: whose rows; no weights are needed
-    kv: type of K and V, or a pair as q8_0/q4_0
+    kv: type of K and V: f16, q8_0, q4_0 ...; or one each, as q8_0/q4_0
     tokens: of a transfer
     link_rate: 50mbit to 40gbit
     mtu: of the cable
-    seal: how transfers are protected
+    seal: of transfers: none, mac (checked), aead (checked and encrypted)
     connections: of a transfer; null: as a node would
     frame_bytes: the most in a frame; null: as a node would
     seconds: of an arm's transfers together
