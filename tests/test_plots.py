@@ -1,6 +1,7 @@
 """Plots: written, with units, and no text over another."""
 
 import itertools
+import math
 from functools import cache
 
 import fake_runs
@@ -103,7 +104,8 @@ def test_no_text_lies_over_another_or_is_cut(name):
 
 
 def test_equal_plots_are_equal_files(tmp_path):
-    recipe, runs = fake_runs.kv_wire()
+    bars = {"kind": "bars", "title": "T", "x": "candidate", "y": ["throughput"]}
+    recipe, runs = serving(plots=[bars]), runs_of({"candidate": "split"}, "throughput", [1, 2, 3])
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         draw_plots(tmp_path / folder, Measurements(recipe, runs))
@@ -170,6 +172,24 @@ def test_a_candidate_that_ignores_the_axis_is_a_line_without_markers():
     assert split.get_marker() != ""
 
 
+def test_a_cell_of_nothing_leaves_the_others_their_colours():
+    """0 has no logarithm; the rest spans four orders of magnitude."""
+    axes = picture_of("kv-quality").axes[0]
+    (image,) = axes.images
+    shades = image.cmap(image.norm(image.get_array()))
+    assert len({tuple(shade) for row in shades for shade in row}) > 25
+    assert axes.texts[0].get_text() == "0"
+
+
+def test_negative_values_are_drawn_below_0():
+    bars = {"kind": "bars", "title": "T", "x": "candidate", "y": ["throughput"]}
+    recipe = serving(plots=[bars])
+    runs = runs_of({"candidate": "split"}, "throughput", [-3, -2.9, -3.1])
+    low, high = drawn(recipe, runs).axes[0].get_ylim()
+    assert low < -3.1
+    assert high >= 0
+
+
 def test_values_stand_in_the_cells_in_an_ink_that_shows():
     axes = picture_of("kv-quality").axes[0]
     assert len(axes.texts) == 36
@@ -197,7 +217,7 @@ def test_missing_bars_and_cells_are_marked():
 
 
 def test_nothing_measured_at_all_is_a_picture_too():
-    for name in EXAMPLES:
+    for name in ("interconnect", "kv-quality"):
         recipe, _ = example(name)
         assert drawn(recipe, []) is not None
 
@@ -236,6 +256,45 @@ def test_long_names_and_many_values_do_not_overlap():
         figure = drawn(recipe, runs, number)
         assert overlapping(figure) == []
         assert outside(figure) == []
+
+
+def test_a_legend_of_many_names_fits_and_rates_do_not_overlap():
+    kinds = ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+    rates = ["50mbit", "100mbit", "500mbit", "1gbit", "4gbit"]
+    lines = {"title": "T", "x": "link_rate", "y": ["throughput"], "lines": "kv"}
+    lines["at"] = {"candidate": "single"}
+    plots = [{"kind": "lines", "log_x": True, **lines}, {"kind": "bars", **lines}]
+    recipe = serving(vary={"kv": kinds, "link_rate": rates}, plots=plots)
+    runs = [
+        each
+        for kind in kinds
+        for number, rate in enumerate(rates)
+        for each in runs_of(
+            {"candidate": "single", "kv": kind, "link_rate": rate},
+            "throughput",
+            [10 + number, 11 + number],
+        )
+    ]
+    for number in (0, 1):
+        figure = drawn(recipe, runs, number)
+        assert overlapping(figure) == []
+        assert outside(figure) == []
+        names = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert names == [*kinds, "95% interval"]
+
+
+def test_a_line_has_a_gap_where_nothing_was_measured():
+    lines = {"kind": "lines", "title": "T", "x": "concurrency", "y": ["throughput"]}
+    recipe = serving(vary={"concurrency": [1, 2, 4]}, plots=[lines])
+    runs = [
+        each
+        for place in (1, 4)
+        for each in runs_of({"candidate": "single", "concurrency": place}, "throughput", [5, 6])
+    ]
+    runs += runs_of({"candidate": "split", "concurrency": 2}, "throughput", [5, 6])
+    single, split = drawn(recipe, runs).axes[0].get_lines()
+    assert [math.isnan(each) for each in single.get_ydata()] == [False, True, False]
+    assert [math.isnan(each) for each in split.get_ydata()] == [True, False, True]
 
 
 def test_results_come_without_plots_where_matplotlib_is_missing(tmp_path, monkeypatch):
