@@ -1,6 +1,6 @@
 """What was measured, as figures, checks and plots ask for it: by arm and metric."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import msgspec
 
@@ -28,7 +28,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measurements:
-    def __init__(self, recipe: Recipe, runs: Iterable[ArmRun]) -> None:
+    def __init__(self, recipe: Recipe, runs: Sequence[ArmRun]) -> None:
         self.recipe = recipe
         self.kind: Kind = recipe.__struct_config__.tag  # type: ignore[assignment]
         self.arms = arms_of(recipe)

@@ -81,7 +81,7 @@ def _drift(result: Result) -> Iterator[str]:
         )
     if result.dropped:
         yield from _some(
-            f"{len(result.dropped)} attempts were repeated, since the machine's speed changed",
+            f"Attempts repeated, since the machine's speed changed in them, {len(result.dropped)}",
             [
                 f"{arm_text(run.arm)}, repetition {run.repetition}"
                 + (f" (by {run.pilot.drift:.1%})" if run.pilot is not None else "")

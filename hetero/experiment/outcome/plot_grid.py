@@ -14,7 +14,7 @@ from hetero.experiment.outcome.plot_panel import (
 from hetero.experiment.outcome.settings_axis import axis_label, in_order, value_text
 from hetero.experiment.outcome.units import number_text, scale_of
 from hetero.experiment.recipe.figures import GridPlot, Value
-from hetero.profile.plot.style import FAINT
+from hetero.profile.plot.style import INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,18 +44,24 @@ def draw_grid(axes: "Axes", measured: Measurements, plot: GridPlot) -> bool:
         return False
     factor, unit = scale_of(max(map(abs, known)), named.metric.unit)
     low, high = min(known) / factor, max(known) / factor
-    is_log = low > 0 and high / low > _LOG_FROM
-    norm = LogNorm(low, high) if is_log else Normalize(low, high)
+    # A 0, as of the type that the others are compared with, is coloured as the smallest of them.
+    least = min((value / factor for value in known if value > 0), default=high)
+    is_log = low >= 0 and high > _LOG_FROM * least
+    norm = LogNorm(least, high) if is_log else Normalize(low, high)
     map_ = colormaps["cividis"]
+
+    def shade(value: float) -> float:
+        return max(value / factor, least) if is_log else value / factor
+
     table = [
-        [cells[row, column] / factor for column in range(len(columns))] for row in range(len(rows))
+        [shade(cells[row, column]) for column in range(len(columns))] for row in range(len(rows))
     ]
     image = axes.imshow(table, cmap=map_, norm=norm, aspect="auto")
     for (row, column), value in cells.items():
         if math.isnan(value):
-            axes.text(column, row, "-", ha="center", va="center", color=FAINT)
+            axes.text(column, row, "-", ha="center", va="center", color=INK)
             continue
-        ink = ink_on(map_(norm(value / factor)))
+        ink = ink_on(map_(norm(shade(value))))
         text = number_text(value / factor)
         axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=9.5)
     axes.grid(False)

@@ -1,8 +1,9 @@
 """Metrics along a varied setting: a panel each, with bands of 95% intervals."""
 
+import math
 from typing import TYPE_CHECKING
 
-from hetero.experiment.outcome.measurements import Measurements
+from hetero.experiment.outcome.measurements import Measurements, Spread
 from hetero.experiment.outcome.plot_panel import (
     Series,
     metric_axis,
@@ -47,26 +48,22 @@ def draw_lines(axes: "Axes", measured: Measurements, plot: LinePlot, metric: str
 def _draw(
     axes: "Axes", series: Series, places: dict[Value, float], factor: float, setting: str
 ) -> None:
-    cells = sorted(series.cells, key=lambda cell: places[cell.at])
-    x = [places[cell.at] for cell in cells]
-    axes.plot(
-        x, [cell.spread.value / factor for cell in cells], label=series.name, **series.line(setting)
+    spreads = {cell.at: cell.spread for cell in series.cells}
+    along = [(place, spreads.get(value)) for value, place in places.items()]
+    x = [place for place, _ in along]
+    # A line has a gap where nothing was measured.
+    y, lows, highs = (
+        [math.nan if end is None else end / factor for end in ends]
+        for ends in zip(*(_ends(spread) for _, spread in along), strict=True)
     )
-    ends = [
-        (place, cell.spread.low, cell.spread.high)
-        for place, cell in zip(x, cells, strict=True)
-        if cell.spread.low is not None and cell.spread.high is not None
-    ]
-    if ends:
-        at, lows, highs = zip(*ends, strict=True)
-        axes.fill_between(
-            at,
-            [low / factor for low in lows],
-            [high / factor for high in highs],
-            color=series.colour,
-            alpha=0.16,
-            linewidth=0,
-        )
+    axes.plot(x, y, label=series.name, **series.line(setting))
+    axes.fill_between(x, lows, highs, color=series.colour, alpha=0.16, linewidth=0)
+
+
+def _ends(spread: Spread | None) -> tuple[float | None, float | None, float | None]:
+    if spread is None:
+        return None, None, None
+    return spread.value, spread.low, spread.high
 
 
 def _are_numbers(setting: str, values: list[Value]) -> bool:

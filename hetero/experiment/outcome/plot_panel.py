@@ -1,5 +1,6 @@
 """What all panels share: series and their looks, axes with units, labels that don't overlap."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 _MARKERS = "osD^vPX"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
 _HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "ooo")
+
+# That fit side by side below a panel; and pixels between two names.
+_NAME_CHARACTERS = 54
+_NAME_GAP = 6
 
 # Of an interval above a panel's largest value; what lies further up is cut off.
 _MAX_REACH = 1.6
@@ -48,14 +53,15 @@ class Series(NamedTuple):
         return _HATCHES[self.number % len(_HATCHES)]
 
     def line(self, x: str) -> dict[str, Any]:
-        """Without markers where x makes no difference to its one arm, measured once."""
+        """Without markers where x makes no difference to its one arm, measured once. Later ones are
+        thinner: where lines coincide, those below still show."""
         marker = _MARKERS[self.number % len(_MARKERS)]
         return {
             "color": self.colour,
             "marker": marker if x in self.cells[0].arm else "",
             "linestyle": _DASHES[self.number % len(_DASHES)],
-            "linewidth": 1.8,
-            "markersize": 6,
+            "linewidth": max(1.4, 2.3 - 0.35 * self.number),
+            "markersize": max(5.0, 8.0 - self.number),
             "markeredgecolor": "white",
             "markeredgewidth": 0.8,
         }
@@ -93,7 +99,8 @@ def metric_label(named: NamedMetric, unit: str) -> str:
     label = named.axis_label
     if unit != named.metric.unit:
         label = label.replace(f"({named.metric.unit})", f"({unit})")
-    return textwrap.fill(label, 38)
+    # The unit stays with its word.
+    return textwrap.fill(label.replace(" (", "\xa0("), 38).replace("\xa0", " ")
 
 
 def plain_numbers(axis: "Axis") -> None:
@@ -112,15 +119,16 @@ def value_limits(axes: "Axes", series: Sequence[Series], factor: float, *, log: 
     values = [each.value / factor for each in spreads]
     highs = [each.value if each.high is None else each.high for each in spreads]
     lows = [each.value if each.low is None else each.low for each in spreads]
-    top = min(max(highs) / factor, _MAX_REACH * max(values))
+    top = max(highs) / factor
+    if max(values) > 0:
+        top = min(top, _MAX_REACH * max(values))
     if log:
         bottom = max(min(lows) / factor, min(values) / _MAX_REACH)
         axes.set_ylim(bottom / 1.12, top * 1.12)
         return
     bottom = min(0.0, *(low / factor for low in lows))
-    if top <= bottom:
-        top = bottom + 1
-    axes.set_ylim(1.08 * bottom, 1.08 * top)
+    top = max(top, 0.0)
+    axes.set_ylim(1.08 * bottom, 1.08 * top if top > bottom else 1.0)
 
 
 def say_nothing_measured(axes: "Axes", named: NamedMetric) -> None:
@@ -142,35 +150,49 @@ def place_ticks(axes: "Axes", places: Sequence[float], names: Sequence[str]) -> 
 
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(FixedLocator(list(places)))
+    room = max(8, _NAME_CHARACTERS // max(1, len(names)))
+    names = [textwrap.fill(name, room) for name in names]
     axes.set_xticks(list(places), list(names))
 
 
 def part_tick_names(figure: "Figure", *, may_drop: bool) -> None:
-    """Names along x that overlap are dropped, the later ones, where the others tell what they are;
-    else turned."""
+    """Names along x that overlap are broken into lines; if that is not enough the later ones are
+    dropped, where the others tell what they are, and else all are turned."""
     figure.canvas.draw()  # they have places from here on
-    for axes in figure.axes:
-        labels = [label for label in axes.get_xticklabels() if label.get_text()]
-        boxes = [label.get_window_extent() for label in labels]
-        taken = -1e9
-        overlapping = []
-        for label, box in sorted(zip(labels, boxes, strict=True), key=lambda pair: pair[1].x0):
-            if box.x0 < taken + 3:
-                overlapping.append(label)
-            else:
-                taken = box.x1
-        if overlapping and not may_drop:
+    crowded = [axes for axes in figure.axes if _overlapping(axes)]
+    for axes in crowded:
+        _name_ticks(axes, [name.replace(" ", "\n") for name in _tick_names(axes)])
+    if crowded:
+        figure.canvas.draw()
+    for axes in crowded:
+        overlapping = _overlapping(axes)
+        if overlapping and may_drop:
+            names = _tick_names(axes)
+            _name_ticks(axes, ["" if i in overlapping else name for i, name in enumerate(names)])
+        elif overlapping:
             axes.tick_params(axis="x", labelrotation=35)
             for label in axes.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")
-        elif overlapping:
-            dropped = {label.get_position()[0] for label in overlapping}
-            ticks = axes.get_xticks()
-            texts = [label.get_text() for label in axes.get_xticklabels()]
-            kept = [
-                "" if tick in dropped else text for tick, text in zip(ticks, texts, strict=True)
-            ]
-            axes.set_xticks(list(ticks), kept)
+
+
+def _overlapping(axes: "Axes") -> set[int]:
+    """Ticks along x whose names lie over those before them."""
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    taken, found = -math.inf, set()
+    for index in sorted(range(len(boxes)), key=lambda index: boxes[index].x0):
+        if boxes[index].x0 < taken + _NAME_GAP:
+            found.add(index)
+        else:
+            taken = boxes[index].x1
+    return found
+
+
+def _tick_names(axes: "Axes") -> list[str]:
+    return [label.get_text() for label in axes.get_xticklabels()]
+
+
+def _name_ticks(axes: "Axes", names: list[str]) -> None:
+    axes.set_xticks(list(axes.get_xticks()), names)
 
 
 def ink_on(colour: tuple[float, ...]) -> str:
@@ -179,4 +201,4 @@ def ink_on(colour: tuple[float, ...]) -> str:
         part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]
     )
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    return INK if luminance > 0.18 else "#ffffff"
+    return INK if luminance > 0.21 else "#ffffff"

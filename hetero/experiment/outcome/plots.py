@@ -128,10 +128,16 @@ def _draw_legend(figure: "Figure", series: "list[Series]", plot: LinePlot | BarP
         figure.legend(
             handles=handles,
             loc="outside lower center",
-            ncols=min(len(handles), 5),
+            ncols=_legend_columns(figure, [str(handle.get_label()) for handle in handles]),
             title=(plot.lines and axis_label(plot.lines)) or None,
             handlelength=3,
         )
+
+
+def _legend_columns(figure: "Figure", names: list[str]) -> int:
+    """As many as fit; in inches, at the size of the style."""
+    entry = 0.9 + 0.09 * max(map(len, names))
+    return max(1, min(len(names), int(figure.get_figwidth() / entry)))
 
 
 def _size(measured: Measurements, plot: Plot) -> tuple[float, float]:

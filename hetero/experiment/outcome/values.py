@@ -5,7 +5,7 @@ Percentiles are interpolated linearly between the two samples around them.
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ def arm_key(arm: Arm) -> str:
     return json.dumps(arm, sort_keys=True)
 
 
-def counted(runs: Iterable[ArmRun]) -> list[ArmRun]:
+def counted(runs: Sequence[ArmRun]) -> list[ArmRun]:
     """The last attempt of each repetition of each arm, in the order they were measured."""
     last: dict[tuple[str, int], ArmRun] = {}
     for run in runs:
