@@ -7,18 +7,19 @@ another, each after its think time.
 
 import asyncio
 import gc
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 import msgspec
 
 from hetero.experiment.load.answer import Answer
 from hetero.experiment.load.client import Client
 from hetero.experiment.load.endpoint import Endpoint
-from hetero.experiment.load.overhead import Overhead
-from hetero.experiment.load.prompts import TextPrompts, TokenPrompts
+from hetero.experiment.load.overhead import Overhead, Share
+from hetero.experiment.load.prompts import Prompts
 from hetero.experiment.load.record import RequestError, RequestRecord
 from hetero.workload.schedule import Schedule, Session, Turn
 
@@ -29,7 +30,8 @@ _TIMER_S = 0.0015
 # A repeated schedule must not meet what it left in the server's cache: its blocks get other ids.
 # Far above any trace's.
 _OTHER_BLOCKS = 2**48
-_WARM_UP_BLOCKS = 2**56
+_BESIDE_BLOCKS = 2**56
+_WARM_UP_BLOCKS = 2**57
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,63 +48,78 @@ class Load:
     warmup: int = 0
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class LoadRun:
     """Records in the order they ended. began_s: time.perf_counter when the load began."""
 
     began_s: float
-    records: list[RequestRecord] = field(default_factory=list)
-    num_cancelled: int = 0  # of the load beside, when the main one was over
-    is_partial: bool = False  # interrupted
-    overhead: Overhead | None = None
+    records: list[RequestRecord]
+    num_cancelled: int  # of the load beside, when the main one was over
+    is_partial: bool  # interrupted
+    share: Share
 
 
 @dataclass(frozen=True)
 class Target:
     client: Client
     endpoint: Endpoint
-    prompts: TokenPrompts | TextPrompts
+    prompts: Prompts
 
 
 async def run_load(target: Target, load: Load, done: Done = lambda record: None) -> LoadRun:
     """Interrupted (cancelled), it returns what is finished, and says that it is partial."""
-    for schedule in (load.schedule, load.beside):
+    # The same ids in both schedules do not mean the same text.
+    beside_schedule = load.beside and _moved_schedule(load.beside, _BESIDE_BLOCKS)
+    for schedule in (load.schedule, beside_schedule):
         if schedule is not None:
             target.prompts.prepare(schedule)
     await _warm_up(target, load)
-    run = LoadRun(time.perf_counter())
+    records: list[RequestRecord] = []
+    began_s = time.perf_counter()
     overhead = Overhead()
+    is_partial = False
+    num_cancelled = 0
 
     def keep(record: RequestRecord) -> None:
-        run.records.append(record)
+        records.append(record)
         done(record)
 
-    beside_task: asyncio.Task[None] | None = None
-    beside = None
+    main = _Flow("main", target, load.schedule, began_s, keep)
     with _no_collector():
         try:
-            if load.beside is not None:
-                beside = _Flow("beside", target, load.beside, run.began_s, keep)
-                beside_task = asyncio.create_task(
-                    beside.run(load.beside_concurrency, is_repeated=True)
-                )
-                # What is measured is the server under both: the main load waits for a first
-                # answer beside it.
-                answered = asyncio.create_task(beside.answered.wait())
-                await asyncio.wait({answered, beside_task}, return_when=asyncio.FIRST_COMPLETED)
-                answered.cancel()
-            main = _Flow("main", target, load.schedule, run.began_s, keep)
-            await main.run(load.concurrency, load.duration_s, is_repeated=bool(load.duration_s))
+            async with _running_beside(target, beside_schedule, load, began_s, keep) as beside:
+                try:
+                    await main.run(load.concurrency, load.duration_s)
+                finally:
+                    num_cancelled = beside.num_under_way if beside else 0
         except asyncio.CancelledError:
-            run.is_partial = True
-        finally:
-            if beside_task is not None and beside is not None:
-                run.num_cancelled = beside.num_under_way
-                beside_task.cancel()
-                await asyncio.gather(beside_task, return_exceptions=True)
-    overhead.end(run.records)
-    run.overhead = overhead
-    return run
+            is_partial = True
+    return LoadRun(
+        began_s=began_s,
+        records=records,
+        num_cancelled=num_cancelled,
+        is_partial=is_partial,
+        share=overhead.end(records),
+    )
+
+
+@asynccontextmanager
+async def _running_beside(
+    target: Target, schedule: Schedule | None, load: Load, began_s: float, keep: Done
+) -> AsyncIterator["_Flow | None"]:
+    """From its first answer on: what is measured is a server under both loads, all the time."""
+    if schedule is None:
+        yield None
+        return
+    flow = _Flow("beside", target, schedule, began_s, keep)
+    task = asyncio.create_task(flow.run(load.beside_concurrency, math.inf))
+    task.add_done_callback(lambda _: flow.answered.set())
+    try:
+        await flow.answered.wait()
+        yield flow
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class _Flow:
@@ -120,11 +137,10 @@ class _Flow:
         self.answered = asyncio.Event()
         self.num_under_way = 0
 
-    async def run(
-        self, concurrency: int, duration_s: float | None = None, *, is_repeated: bool
-    ) -> None:
+    async def run(self, concurrency: int, duration_s: float | None) -> None:
+        """duration_s: repeat the schedule for so long; None: once, as long as it takes."""
         self._start_s = self._now()
-        sessions = self._sessions(duration_s, is_repeated)
+        sessions = self._sessions(duration_s)
         async with asyncio.TaskGroup() as group:
             if not self._schedule.is_open:
                 for _ in range(concurrency):
@@ -136,9 +152,7 @@ class _Flow:
                 await self._sleep_until(due_s)
                 group.create_task(self._session(index, session, due_s, body))
 
-    def _sessions(
-        self, duration_s: float | None, is_repeated: bool
-    ) -> Iterator[tuple[int, Session]]:
+    def _sessions(self, duration_s: float | None) -> Iterator[tuple[int, Session]]:
         """Numbered. In a repetition everything is as before, but for the tokens."""
         sessions = self._schedule.sessions
         last_s = sessions[-1].at_s or 0.0
@@ -155,7 +169,7 @@ class _Flow:
                     return
                 yield index, session
                 index += 1
-            if not is_repeated:
+            if duration_s is None:
                 return
 
     async def _place(self, sessions: Iterator[tuple[int, Session]]) -> None:
@@ -199,7 +213,8 @@ class _Flow:
         return told_by(record, answer, self._began_s, self._target.endpoint.ignores_eos)
 
     def _body(self, turn: Turn) -> bytes:
-        return self._target.endpoint.body(self._target.prompts.json(turn), turn.output_tokens)
+        prompt = self._target.prompts.json(turn, self._schedule.block_tokens)
+        return self._target.endpoint.body(prompt, turn.output_tokens)
 
     def _now(self) -> float:
         return time.perf_counter() - self._began_s
@@ -241,11 +256,17 @@ async def _warm_up(target: Target, load: Load) -> None:
 
     async def ask(turn: Turn, number: int) -> None:
         async with at_once:
-            body = target.endpoint.body(target.prompts.json(turn), turn.output_tokens)
+            prompt = target.prompts.json(turn, load.schedule.block_tokens)
+            body = target.endpoint.body(prompt, turn.output_tokens)
             await target.client.ask(body, f"warmup-{number}")
 
     moved = [_moved(Session(turns=(turn,)), _WARM_UP_BLOCKS, None).turns[0] for turn in turns]
     await asyncio.gather(*(ask(turn, number) for number, turn in enumerate(moved)))
+
+
+def _moved_schedule(schedule: Schedule, blocks: int) -> Schedule:
+    moved = tuple(_moved(session, blocks, session.at_s) for session in schedule.sessions)
+    return msgspec.structs.replace(schedule, sessions=moved)
 
 
 def _moved(session: Session, blocks: int, at_s: float | None) -> Session:

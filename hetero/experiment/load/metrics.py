@@ -87,7 +87,7 @@ def _measure(records: list[RequestRecord], bounds: Sequence[Bound]) -> Metrics:
     for record in good:
         for name, value in stages_of(record).items():
             samples.setdefault(name, []).append(value)
-    errors = Counter(record.error.kind for record in records if record.error is not None)
+    errors = Counter(str(record.error.kind) for record in records if record.error is not None)
     scalars = {"requests": float(len(records))}
     if records:
         scalars["error_share"] = 1 - len(good) / len(records)

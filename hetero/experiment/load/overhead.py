@@ -27,14 +27,13 @@ class Overhead:
     def __init__(self) -> None:
         self._cpu_s = time.process_time()
         self._began_s = time.perf_counter()
-        self.share: Share | None = None
 
-    def end(self, records: Sequence[RequestRecord]) -> None:
+    def end(self, records: Sequence[RequestRecord]) -> Share:
         cpu_s = time.process_time() - self._cpu_s
         seconds = time.perf_counter() - self._began_s
         num_tokens = sum(sum(record.piece_tokens) for record in records)
         late_s = np.array([record.late_s for record in records] or [0.0])
-        self.share = Share(
+        return Share(
             cpu_s=cpu_s,
             seconds=seconds,
             cores=cpu_s / seconds,

@@ -44,21 +44,23 @@ _REPEATS = 16
 class Prompts(Protocol):
     kind: str  # for the report
 
-    def json(self, turn: Turn) -> bytes: ...
+    def json(self, turn: Turn, block_tokens: int) -> bytes: ...
+
+    def prepare(self, schedule: Schedule) -> None:
+        """Make them before the load begins."""
 
 
 class TokenPrompts:
     kind = "token ids"
 
-    def __init__(self, pool: list[int], *, seed: int, block_tokens: int) -> None:
+    def __init__(self, pool: list[int], *, seed: int) -> None:
         self._pool = np.array([str(token).encode() for token in pool], dtype=object)
         self._seed = seed
-        self._block_tokens = block_tokens
         self._blocks: dict[tuple[int, int], bytes] = {}
         self._num_bytes = 0
 
-    def json(self, turn: Turn) -> bytes:
-        lengths = _lengths(turn, self._block_tokens)
+    def json(self, turn: Turn, block_tokens: int) -> bytes:
+        lengths = _lengths(turn, block_tokens)
         blocks = (
             self._block(block, length) for block, length in zip(turn.blocks, lengths, strict=True)
         )
@@ -69,14 +71,14 @@ class TokenPrompts:
             for turn in session.turns:
                 if self._num_bytes > _MAX_PREPARED_BYTES:
                     return
-                self.json(turn)
+                self.json(turn, schedule.block_tokens)
 
     def _block(self, block: int, length: int) -> bytes:
         found = self._blocks.get((block, length))
         if found is not None:
             return found
-        drawn = _random(self._seed, block).integers(len(self._pool), size=self._block_tokens)
-        text = b",".join(self._pool[drawn[:length]])
+        drawn = _random(self._seed, block).integers(len(self._pool), size=length)
+        text = b",".join(self._pool[drawn])
         if self._num_bytes <= _MAX_PREPARED_BYTES:
             self._blocks[block, length] = text
             self._num_bytes += len(text)
@@ -89,21 +91,18 @@ class TextPrompts:
 
     kind = "text"
 
-    def __init__(
-        self, costs: dict[str, int], extra_tokens: int, *, seed: int, block_tokens: int
-    ) -> None:
+    def __init__(self, costs: dict[str, int], extra_tokens: int, *, seed: int) -> None:
         self._words = sorted(costs, key=lambda word: (costs[word], word))
         self._costs = costs
         self._extra_tokens = extra_tokens
         self._seed = seed
-        self._block_tokens = block_tokens
 
-    def json(self, turn: Turn) -> bytes:
+    def json(self, turn: Turn, block_tokens: int) -> bytes:
         words = [_FIRST_WORD]
         missing = turn.prompt_tokens - self._extra_tokens
         for index, block in enumerate(turn.blocks):
             is_last = index == len(turn.blocks) - 1
-            chosen = self._fill(block, missing if is_last else min(self._block_tokens, missing))
+            chosen = self._fill(block, missing if is_last else min(block_tokens, missing))
             words += chosen
             missing -= sum(self._costs[word] for word in chosen)
         return msgspec.json.encode(" ".join(words))
@@ -126,8 +125,8 @@ class TextPrompts:
 
 
 def find_prompts(
-    questions: Questions, endpoint: Endpoint, mode: Mode, *, seed: int, block_tokens: int
-) -> tuple[Endpoint, TokenPrompts | TextPrompts]:
+    questions: Questions, endpoint: Endpoint, mode: Mode, *, seed: int
+) -> tuple[Endpoint, Prompts]:
     """What this server takes, ids first; and the endpoint with the fields it knows.
 
     Raises: PeerError if it takes none of both.
@@ -137,13 +136,13 @@ def find_prompts(
         if len(pool) >= _MIN_POOL:
             found = with_known_fields(questions, endpoint, msgspec.json.encode(pool[:_MIN_POOL]))
             if found is not None:
-                return found, TokenPrompts(pool, seed=seed, block_tokens=block_tokens)
+                return found, TokenPrompts(pool, seed=seed)
     for is_chat in {"auto": (True, False), "chat": (True,), "completions": (False,)}[mode]:
         asked = replace(endpoint, is_chat=is_chat)
         found = with_known_fields(questions, asked, msgspec.json.encode(_FIRST_WORD))
         if found is not None:
             costs, extra_tokens = _word_costs(questions, found)
-            return found, TextPrompts(costs, extra_tokens, seed=seed, block_tokens=block_tokens)
+            return found, TextPrompts(costs, extra_tokens, seed=seed)
     raise PeerError(
         f"{endpoint.url.geturl()}: need a server that completes a text, have one that refuses it"
     )

@@ -1,0 +1,120 @@
+"""A load as one JSON object, and what came of it: for this process and for a child elsewhere."""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from hetero.experiment.load.aiperf import aiperf_export
+from hetero.experiment.load.client import Client
+from hetero.experiment.load.endpoint import Mode, Questions, find_endpoint, parse_url
+from hetero.experiment.load.generator import Load, LoadRun, Target, run_load
+from hetero.experiment.load.metrics import Metrics, PromptLengths, measure, prompt_lengths
+from hetero.experiment.load.overhead import Share
+from hetero.experiment.load.prompts import find_prompts
+from hetero.experiment.load.record import RequestRecord
+from hetero.experiment.load.slo import parse_slo
+from hetero.routing.route import Wish
+from hetero.workload.schedule import Schedule
+
+Json = dict[str, object]
+
+
+class LoadPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to send where. Keys come from the environment (HETERO_API_KEY, OPENAI_API_KEY).
+
+    seed: of the prompts' tokens: another one where an earlier load must not be found in caches.
+    beside: runs under the whole of the main schedule, repeated, and is stopped with it.
+    duration_s: repeat the schedule, and begin nothing later than this.
+    """
+
+    url: str
+    schedule: Schedule
+    concurrency: int = 1  # of a closed loop
+    duration_s: float | None = None
+    beside: Schedule | None = None
+    beside_concurrency: int = 1
+    warmup: int = 0  # requests before, not recorded
+    seed: int = 0
+    model: str | None = None
+    endpoint: Mode = "auto"
+    route: Wish | None = None
+    temperature: float = 0.0
+    timeout_s: float = 600.0
+    slo: str = ""
+
+
+class LoadOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """All but `records` fits a line."""
+
+    records: list[RequestRecord]
+    metrics: Metrics
+    share: Share
+    prompt_kind: str
+    prompt_lengths: PromptLengths
+    server: str
+    model: str | None
+    is_length_fixed: bool  # whether an answer must have as many tokens as asked for
+    num_cancelled: int
+    is_partial: bool
+    aiperf: Json
+
+    def summary(self) -> Json:
+        """scalars have the generator's own `load_cores`; latencies are in the samples, which the
+        records give again."""
+        fields: Json = msgspec.to_builtins(self)
+        fields["records"] = len(self.records)
+        fields["scalars"] = self.metrics.scalars
+        fields["errors"] = self.metrics.errors
+        fields["load_cpu_s"] = self.share.cpu_s
+        fields["duration_s"] = self.share.seconds
+        del fields["metrics"]
+        return fields
+
+
+def execute(
+    plan: LoadPlan, done: Callable[[RequestRecord], None] = lambda record: None
+) -> LoadOutcome:
+    """Blocks until the load is over. Ctrl-C: what is finished counts, and is marked partial.
+
+    Raises: ConfigError, PeerError before anything was sent.
+    """
+    bounds = parse_slo(plan.slo)
+    url = parse_url(plan.url)
+    with Questions(url.geturl()) as questions:
+        found = find_endpoint(
+            questions, url, model=plan.model, route=plan.route, temperature=plan.temperature
+        )
+        endpoint, prompts = find_prompts(questions, found, plan.endpoint, seed=plan.seed)
+    load = Load(
+        schedule=plan.schedule,
+        concurrency=plan.concurrency,
+        duration_s=plan.duration_s,
+        beside=plan.beside,
+        beside_concurrency=plan.beside_concurrency,
+        warmup=plan.warmup,
+    )
+
+    async def run() -> LoadRun:
+        client = Client(endpoint, timeout_s=plan.timeout_s)
+        try:
+            return await run_load(Target(client, endpoint, prompts), load, done)
+        finally:
+            client.close()
+
+    ran = asyncio.run(run())
+    metrics = measure(ran.records, bounds)
+    metrics.scalars["load_cores"] = ran.share.cores
+    return LoadOutcome(
+        records=ran.records,
+        metrics=metrics,
+        share=ran.share,
+        prompt_kind=prompts.kind,
+        prompt_lengths=prompt_lengths(ran.records),
+        server=endpoint.server,
+        model=endpoint.model,
+        is_length_fixed=endpoint.ignores_eos,
+        num_cancelled=ran.num_cancelled,
+        is_partial=ran.is_partial,
+        aiperf=aiperf_export(ran.records, metrics, is_partial=ran.is_partial),
+    )
