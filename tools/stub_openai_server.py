@@ -28,7 +28,8 @@ class Stub:
         self.log = []
 
     async def serve(self, reader, writer):
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        gone = (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError)
+        with suppress(*gone):
             while head := await reader.readuntil(b"\r\n\r\n"):
                 line, *fields = head.decode().split("\r\n")
                 headers = dict(field.lower().split(": ", 1) for field in fields if field)
