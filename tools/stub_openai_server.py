@@ -28,14 +28,17 @@ class Stub:
         self.log = []
 
     async def serve(self, reader, writer):
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        gone = (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError)
+        with suppress(*gone):
             while head := await reader.readuntil(b"\r\n\r\n"):
                 line, *fields = head.decode().split("\r\n")
                 headers = dict(field.lower().split(": ", 1) for field in fields if field)
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 received_s = time.perf_counter()
                 path = line.split()[1]
-                if path == "/v1/models":
+                if self.options.key and headers.get("authorization") != self.expected_key():
+                    self.answer(writer, 401, {"error": {"message": "another key"}})
+                elif path == "/v1/models":
                     entry = {"id": "stub", "object": "model", "owned_by": self.options.kind}
                     self.answer(writer, 200, {"object": "list", "data": [entry]})
                 elif path == "/tokenize" and not self.options.text_only:
@@ -49,6 +52,9 @@ class Stub:
                 else:
                     self.answer(writer, 404, {"error": {"message": f"no {path} here"}})
         writer.close()
+
+    def expected_key(self):
+        return f"bearer {self.options.key}".lower()
 
     async def complete(self, writer, body, name, received_s):
         is_chat = "messages" in body
@@ -139,6 +145,7 @@ def main():
     parser.add_argument("--slots", type=int, default=0, help="served at once; 0: any number")
     parser.add_argument("--kind", default="llamacpp", help="owner in /v1/models: hetero, vllm ...")
     parser.add_argument("--text-only", action="store_true", help="no /tokenize, no ids as prompts")
+    parser.add_argument("--key", help="an API key to insist on, in small letters")
     parser.add_argument("--fail", choices=FAILURES, help="how every stream ends")
     asyncio.run(serve(parser.parse_args()))
 

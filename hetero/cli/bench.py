@@ -1,15 +1,46 @@
-"""`hetero bench engine|kernels|wire`: this machine against ceilings measured in the same run."""
+"""`hetero bench engine|kernels|wire`: this machine against ceilings measured in the same run; and
+`hetero bench URL`, which is in bench_url.py."""
 
+import difflib
 import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from hetero.cli import bench_url
 from hetero.cli.output import AsJson, print_json, print_progress
 
-app = typer.Typer(help="Measure.", no_args_is_help=True)
+_URL = "URL"
+
+
+class _VerbOrUrl(TyperGroup):
+    """Without a verb, a URL is meant for the load generator, and options before it, too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and any("://" in word for word in args):
+            args = [_URL, *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands:
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            if ":" in args[0]:
+                near = [f"http://{args[0]}"]
+            hint = f"; did you mean {near[0]}?" if near else ""
+            verbs = ", ".join(name for name in self.commands if name != _URL)
+            raise typer.BadParameter(
+                f"need a URL as http://127.0.0.1:8080, or one of {verbs}; have {args[0]!r}{hint}",
+                ctx=ctx,
+                param_hint="bench",
+            )
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=_VerbOrUrl, help="Measure.", no_args_is_help=True)
+app.command(name=_URL)(bench_url.url)
 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Also write the report to this file.")

@@ -47,6 +47,10 @@ class Client:
         ]
         _allow_files()
 
+    async def connect(self, count: int) -> None:
+        """Be ready for as many requests at once."""
+        await self._connections.open_ahead(count)
+
     async def ask(self, body: bytes, name: str) -> Answer:
         """name: as the server's log will have it. Raises nothing: what goes wrong is in the
         answer."""
@@ -81,8 +85,9 @@ class Client:
             self._connections.give_back(connection)
         return connection.has_answered or not was_used
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._connections.close()
+        await asyncio.sleep(0)  # sockets are closed in the loop's next pass
 
 
 def _allow_files() -> None:

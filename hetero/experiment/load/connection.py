@@ -168,6 +168,15 @@ class Connections:
         )
         return connection
 
+    async def open_ahead(self, count: int) -> None:
+        """So that requests which begin together do not wait for each other's connecting. Where it
+        fails, the requests will say so."""
+        missing = count - len(self._idle)
+        opened = await asyncio.gather(
+            *(self.open() for _ in range(missing)), return_exceptions=True
+        )
+        self._idle += [found for found in opened if isinstance(found, Connection)]
+
     def give_back(self, connection: Connection) -> None:
         if connection.is_idle:
             self._idle.append(connection)

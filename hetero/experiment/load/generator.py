@@ -74,6 +74,8 @@ async def run_load(target: Target, load: Load, done: Done = lambda record: None)
         if schedule is not None:
             target.prompts.prepare(schedule)
     await _warm_up(target, load)
+    if not load.schedule.is_open:
+        await target.client.connect(load.concurrency)
     records: list[RequestRecord] = []
     began_s = time.perf_counter()
     overhead = Overhead()

@@ -45,8 +45,10 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class LoadOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """All but `records` fits a line."""
+    """All but `records` fits a line. began_s: of CLOCK_MONOTONIC, which the processes of a machine
+    share; the records count from there."""
 
+    began_s: float
     records: list[RequestRecord]
     metrics: Metrics
     share: Share
@@ -100,12 +102,13 @@ def execute(
         try:
             return await run_load(Target(client, endpoint, prompts), load, done)
         finally:
-            client.close()
+            await client.close()
 
     ran = asyncio.run(run())
     metrics = measure(ran.records, bounds)
     metrics.scalars["load_cores"] = ran.share.cores
     return LoadOutcome(
+        began_s=ran.began_s,
         records=ran.records,
         metrics=metrics,
         share=ran.share,

@@ -34,9 +34,11 @@ river for seven weeks and the road to the city was closed. Then they had shared 
 coffee and stories, and learned that a good neighbour is worth more than money in the bank.
 """
 _FIRST_WORD = "the"
+# A small vocabulary spells most of them; letters fill what they leave.
 _COMMON = """
 house water light time year people way day man thing woman life child world school state family
 student group country problem hand part place case week company system program question work
+a b x
 """
 _REPEATS = 16
 

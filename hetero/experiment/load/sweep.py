@@ -1,6 +1,7 @@
 """A workload at one concurrency or rate after another, and which is the best that meets an SLO."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from hetero.errors import ConfigError
 from hetero.experiment.load.cost import Cost, cost_of
 from hetero.experiment.load.endpoint import Mode
 from hetero.experiment.load.plan import LoadOutcome, LoadPlan, execute
+from hetero.experiment.load.record import RequestRecord
 from hetero.experiment.load.statistic import statistic
 from hetero.routing.route import Wish
 from hetero.workload.named import Load, load_workload
@@ -24,6 +26,7 @@ _SEEDS = 1000
 _LEAST_REQUESTS = 8
 _REQUESTS_EACH = 4  # of a closed loop, for each concurrent one
 _OPEN_REQUESTS = 32
+_PROGRESS_S = 2.0
 
 
 class SweepSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,7 +103,6 @@ def sweep(settings: SweepSettings, say: Say) -> Iterator[Point]:
     for index, (concurrency, rate) in enumerate(_points(settings, workload)):
         schedule = _schedule(settings, workload, concurrency, rate)
         what = f"concurrency {concurrency}" if rate is None else f"{rate:g} sessions/s"
-        say(f"{what}: {schedule.num_requests} requests")
         outcome = execute(
             LoadPlan(
                 url=settings.url,
@@ -115,7 +117,8 @@ def sweep(settings: SweepSettings, say: Say) -> Iterator[Point]:
                 temperature=settings.temperature,
                 timeout_s=settings.timeout_s,
                 slo=settings.slo,
-            )
+            ),
+            _Progress(say, what, schedule.num_requests),
         )
         duration_s = outcome.metrics.scalars.get("duration", 0.0)
         yield Point(
@@ -132,6 +135,25 @@ def sweep(settings: SweepSettings, say: Say) -> Iterator[Point]:
         )
         if outcome.is_partial:
             return
+
+
+class _Progress:
+    """A line now and then. Of a repeated schedule more than the whole is done."""
+
+    def __init__(self, say: Say, what: str, whole: int) -> None:
+        self._say = say
+        self._what = what
+        self._whole = whole
+        self._num_done = 0
+        self._said_s = 0.0
+        say(f"{what}: {whole} requests")
+
+    def __call__(self, record: RequestRecord) -> None:
+        self._num_done += 1
+        now_s = time.monotonic()
+        if now_s - self._said_s >= _PROGRESS_S:
+            self._said_s = now_s
+            self._say(f"{self._what}: {self._num_done} of {self._whole} requests done")
 
 
 def best_point(points: Sequence[Point]) -> Point | None:
