@@ -1,0 +1,122 @@
+"""From a candidate and its settings to what each node is told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hetero.errors import ConfigError, PlanError
+from hetero.experiment.deploy.site import FRONT, Site
+from hetero.experiment.recipe.recipe import Candidate, Emulated, Settings
+from hetero.launch.cluster_keys import ClusterKeys
+from hetero.launch.node_processes import checked_config
+from hetero.profile.node_profile import Role
+from hetero.serve.config import DecodeConfig, PrefillConfig, RouterConfig
+
+ROUTER = "router"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    name: str  # ROLE-HOST, and a number from the second of them on
+    role: Role
+    host: str
+    emulated: Emulated | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """How nodes find their router."""
+
+    control: str
+    keys: ClusterKeys
+
+
+def place_nodes(candidate: Candidate, site: Site) -> list[Node]:
+    """Raises: ConfigError for hosts that the site lacks, or roles that don't make a cluster."""
+    if not candidate.decode:
+        raise ConfigError("decode: need a host at least, have none")
+    stray = sorted(candidate.emulated.keys() - set(candidate.prefill))
+    if stray:
+        raise ConfigError(f"emulated: need prefill hosts, have {', '.join(stray)}")
+    nodes: list[Node] = []
+    roles: dict[Role, list[str]] = {"prefill": candidate.prefill, "decode": candidate.decode}
+    for role, hosts in roles.items():
+        for index, host in enumerate(hosts):
+            check_engine_host(site, role, host)
+            number = hosts[: index + 1].count(host)
+            name = f"{role}-{host}" if number == 1 else f"{role}-{host}-{number}"
+            emulated = candidate.emulated.get(host) if role == "prefill" else None
+            nodes.append(Node(name=name, role=role, host=host, emulated=emulated))
+    return nodes
+
+
+def check_engine_host(site: Site, field: str, host: str) -> None:
+    """Raises: ConfigError"""
+    if host == FRONT:
+        raise ConfigError(
+            f"{field}: need a host of the cluster, have {FRONT!r}, which computes not"
+        )
+    try:
+        site.check_host(host)
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from None
+
+
+def kv_pair(kv: str) -> tuple[str, str]:
+    """ "q8_0/q4_0" is a type for K and one for V."""
+    k, slash, v = kv.partition("/")
+    return k, v if slash else k
+
+
+def router_config(site: Site, model: Path, keys: ClusterKeys) -> RouterConfig:
+    address = site.address(FRONT)
+    return checked_config(
+        RouterConfig,
+        name=ROUTER,
+        model=str(model),
+        host=address,
+        port=0,
+        control=f"tcp://{address}:0",
+        keys=str(keys.router_directory),
+    )
+
+
+def node_config(
+    node: Node, site: Site, model: Path, settings: Settings, meeting: Meeting
+) -> PrefillConfig | DecodeConfig:
+    """Raises: ConfigError; PlanError for what is not built yet."""
+    kv_k, kv_v = kv_pair(settings.kv)
+    common = {
+        "name": node.name,
+        "model": str(model),
+        "router": meeting.control,
+        "router_key": meeting.keys.router_key,
+        "key": str(meeting.keys.secret_file(node.name)),
+        "kv_k": kv_k,
+        "kv_v": kv_v,
+        "context_tokens": settings.context_tokens,
+        "chunk_tokens": settings.chunk_tokens,
+        "threads": settings.threads,
+        "seal": settings.seal,
+    }
+    if node.role == "decode":
+        # Seen from a prefill host, it is at the end of the cable between the two.
+        listen = f"tcp://{site.address(node.host)}:0"
+        return checked_config(DecodeConfig, **common, listen=listen, slots=settings.slots)
+    config = checked_config(
+        PrefillConfig,
+        **common,
+        engine=settings.prefill_engine,
+        connections=settings.connections,
+    )
+    return config if node.emulated is None else emulated_config(config, node.emulated)
+
+
+def emulated_config(config: PrefillConfig, emulated: Emulated) -> PrefillConfig:
+    """The same node with recorded rows and a preset's pace in place of an engine.
+
+    Raises: PlanError
+    """
+    raise PlanError(
+        f"node {config.name}: need an emulated {emulated.preset}, which is not built yet; leave "
+        "out `emulated`"
+    )
