@@ -12,6 +12,7 @@ from hetero.kv.layout import kv_layout
 from hetero.kv.rows import RowFrame
 from hetero.kv.staging import StagingBlob
 from hetero.messages import (
+    WIRE_VERSION,
     Abort,
     Alive,
     Credit,
@@ -157,6 +158,7 @@ MESSAGES_TO_SINK = [
     Abort(ticket_id="r.1", reason="x"),
     Alive(ticket_id="r.1"),
 ]
+VERSION = bytes([WIRE_VERSION])
 MESSAGES_TO_SOURCE = [
     Ready(ticket_id="r.1", credit_bytes=9),
     Credit(ticket_id="r.1", frame=0),
@@ -277,11 +279,12 @@ def test_messages_survive_encoding(message):
 @pytest.mark.parametrize(
     ("raw", "complaint"),
     [
-        (b"", "wire version: need 2, have an empty message"),
-        (b"\x01\x80", "wire version: need 2, have 1"),
-        (b"\x02", "malformed message"),
-        (b"\x02\x80", "malformed message"),
-        (b"\x02\x81\xa1\xff\xc0", "malformed message"),  # a name that isn't UTF-8
+        (b"", f"wire version: need {WIRE_VERSION}, have an empty message"),
+        (b"\x01\x80", f"wire version: need {WIRE_VERSION}, have 1"),
+        (VERSION, "malformed message"),
+        (VERSION + b"\x80", "malformed message"),
+        (VERSION + b"\x81\xa1\xff\xc0", "malformed message"),  # a name that isn't UTF-8
+        (VERSION + b"\x81\xa1x" + b"\x91" * 5000 + b"\xc0", "malformed message"),  # lists in lists
         (encode(MESSAGES_TO_SOURCE[0])[:-1], "malformed message"),
         (encode(MESSAGES_TO_SINK[0]), "malformed message"),  # to the wrong side
         (encode(Credit(ticket_id="x" * 201, frame=1)), "malformed message"),
