@@ -395,7 +395,6 @@ def _decoded(decoder: msgspec.msgpack.Decoder[_T], raw: bytes | memoryview) -> _
         raise PeerError(f"wire version: need {WIRE_VERSION}, have {have}; install the same hetero")
     try:
         return decoder.decode(raw[1:])
-    # ValidationError is one of the first; the second is for a string that isn't UTF-8; the third
-    # for an unknown field with lists in lists.
+    # The second is for a string that isn't UTF-8, the third for lists in lists in lists.
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PeerError(f"malformed message of {len(raw)} bytes: {error}") from None
