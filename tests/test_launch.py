@@ -15,6 +15,7 @@ import pytest
 
 from hetero.errors import ConfigError, EngineError
 from hetero.launch.cores import split_threads, thread_environment
+from hetero.launch.node_processes import NodeProcesses, await_ready
 from hetero.launch.run_directory import (
     ClusterState,
     make_run_directory,
@@ -54,6 +55,26 @@ class Supervised:
 
     def report(self):
         return self.reports.get(timeout=PATIENCE_S)
+
+
+def test_what_hangs_before_it_is_ready_says_where_in_its_log(tmp_path):
+    processes = NodeProcesses(tmp_path, lambda line: None)
+    hang = "import time; print('not JSON', flush=True)\ntime.sleep(1000)"
+    environment = os.environ | {"PYTHONFAULTHANDLER": "1"}
+    for name, code in (("stuck", hang), ("fine", STAY)):
+        processes.supervise(name, "decode", (sys.executable, "-c", code), environment)
+    log = tmp_path / "stuck.log"
+    try:
+        assert await_ready(processes, {"fine"}, PATIENCE_S) == {"fine": {"ready": True}}
+        deadline = time.monotonic() + PATIENCE_S
+        while "not JSON" not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with pytest.raises(EngineError, match=r"stuck: need it ready within 0.1 s.*stuck.log"):
+            await_ready(processes, {"stuck"}, 0.1)
+    finally:
+        processes.stop()
+    assert 'File "<string>", line 2' in log.read_text()
 
 
 def wait_until_gone(pid):

@@ -140,7 +140,7 @@ class LocalCluster:
             record=None if plan.record is None else str(plan.record.absolute()),
         )
         self._launch("router", router, num_threads=1, shares_cores=False)
-        announced = await_ready(self._processes.reports(), {"router"})["router"]
+        announced = await_ready(self._processes, {"router"})["router"]
         address = urlsplit(announced["http"])
         assert address.port is not None
         self._url = f"http://{_reachable(plan.host)}:{address.port}"
@@ -151,7 +151,7 @@ class LocalCluster:
             self._progress(f"router: records its traffic in {announced['record']}")
         self._launch_engines(prefill, decode, announced["control"], keys)
         names = {*prefill, *decode}
-        await_ready(self._processes.reports(), names)
+        await_ready(self._processes, names)
         await_hellos(names, lambda: get_status(self.url))
         write_state(self.run_directory, self.state)
 

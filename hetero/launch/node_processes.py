@@ -73,14 +73,14 @@ class NodeProcesses:
         path.write_bytes(msgspec.json.encode(config))
         return path
 
-    def reports(self, *, wait: bool = True) -> Iterator[Ready]:
-        """As they come; without `wait`, those that are there.
+    def reports(self, wait_s: float | None = None) -> Iterator[Ready]:
+        """As they come, until none has for `wait_s`. 0: those that are there; None: for ever.
 
         Raises: the error of one that won't be started again, now and whenever it is asked.
         """
         while True:
             try:
-                report = self._reports.get(block=wait)
+                report = self._reports.get(block=wait_s != 0, timeout=wait_s)
             except queue.Empty:
                 return
             if isinstance(report, GaveUp):
@@ -102,13 +102,26 @@ class NodeProcesses:
             supervisor.stop(max(0.1, deadline - time.monotonic()))
 
 
-def await_ready(reports: Iterator[Ready], names: set[str]) -> dict[str, dict[str, Any]]:
-    """What each of them announced."""
+def await_ready(
+    processes: NodeProcesses, names: set[str], wait_s: float | None = None
+) -> dict[str, dict[str, Any]]:
+    """What each of them announced.
+
+    Raises: EngineError when none came for `wait_s`; those that are missing are aborted, so that
+    their logs can say where they hang (PYTHONFAULTHANDLER).
+    """
     announced: dict[str, dict[str, Any]] = {}
-    while names - announced.keys():
-        ready = next(reports)
+    for ready in processes.reports(wait_s):
         announced[ready.name] = ready.announced
-    return announced
+        if names <= announced.keys():
+            return announced
+    missing = sorted(names - announced.keys())
+    for name in missing:
+        processes.supervisors[name].abort(GRACE_S)
+    raise EngineError(
+        f"{', '.join(missing)}: need it ready within {wait_s:g} s, have it start still (its log: "
+        f"{processes.nodes[missing[0]].log})"
+    )
 
 
 def await_hellos(names: set[str], get_status: Callable[[], dict[str, Any]]) -> None:

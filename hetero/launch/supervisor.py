@@ -105,6 +105,14 @@ class Supervisor:
             if self._process is not None:
                 self._process.terminate()
 
+    def abort(self, grace_s: float) -> None:
+        """SIGABRT, for what hangs: it has `grace_s` to tell its log where."""
+        with self._lock:
+            self._stopping.set()
+            if self._process is not None:
+                self._process.send_signal(signal.SIGABRT)
+        self._thread.join(grace_s)
+
     def stop(self, grace_s: float) -> None:
         """End the process: SIGTERM, and SIGKILL when `grace_s` is over. Stopping twice is fine."""
         self.ask_to_stop()

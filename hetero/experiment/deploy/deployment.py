@@ -40,6 +40,10 @@ from hetero.launch.supervisor import RestartPolicy
 # What died in mid-run spoiled it: the run is told, and nothing is started again.
 _NO_RESTARTS = RestartPolicy(max_crashes=1)
 
+# For a vocabulary, and for a model from a slow disk: who takes longer hangs, and a run waits for
+# nobody through the night.
+_ROUTER_WAIT_S, _ENGINE_WAIT_S = 120.0, 1800.0
+
 
 class Deployment:
     """Up between `with` and the block's end. `settings` are the arm's.
@@ -75,7 +79,12 @@ class Deployment:
 
     def __enter__(self) -> Self:
         """Raises: ConfigError, PlanError, EngineError. Then nothing runs."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{self._directory}: can't make it: {error.strerror or error}"
+            ) from None
         try:
             if self._candidate.peer is None:
                 self._start_nodes(place_nodes(self._candidate, self._site))
@@ -96,7 +105,7 @@ class Deployment:
 
     def check_alive(self) -> None:
         """Raises: EngineError with what a process that died said last."""
-        for _ in self._processes.reports(wait=False):
+        for _ in self._processes.reports(wait_s=0):
             pass
 
     def cpu_seconds(self) -> dict[str, float]:
@@ -116,7 +125,7 @@ class Deployment:
             self._environment(1, len(nodes)),
             partial(self._site.command, FRONT),
         )
-        announced = await_ready(self._processes.reports(), {ROUTER})[ROUTER]
+        announced = await_ready(self._processes, {ROUTER}, _ROUTER_WAIT_S)[ROUTER]
         self._url = announced["http"]
         meeting = Meeting(control=announced["control"], keys=keys)
         for node in nodes:
@@ -127,7 +136,7 @@ class Deployment:
                 partial(self._site.command, node.host),
             )
         names = {node.name for node in nodes}
-        await_ready(self._processes.reports(), names)
+        await_ready(self._processes, names, _ENGINE_WAIT_S)
         await_hellos(names, self._status)
         for status in self._status()["nodes"]:
             self.versions |= status["versions"]
@@ -158,7 +167,8 @@ class Deployment:
     def _environment(self, num_threads: int, num_engines: int) -> dict[str, str]:
         """The recipe's threads, whatever the user's environment says."""
         shares = self._site.shares_cores(self._settings.threads * num_engines)
-        return node_environment() | thread_environment(num_threads, shares_cores=shares)
+        threads = thread_environment(num_threads, shares_cores=shares)
+        return node_environment() | threads | {"PYTHONFAULTHANDLER": "1"}
 
     def _status(self) -> dict[str, Any]:
         self.check_alive()
