@@ -141,6 +141,15 @@ def test_the_method_names_machine_model_code_and_overhead(tmp_path):
         assert said in text
 
 
+def test_the_method_says_what_all_arms_rest_on(tmp_path):
+    recipe, runs = fake_runs.fair_baseline()
+    recipe = msgspec.structs.replace(recipe, plots=[])
+    text = report(tmp_path, result_of(recipe, runs, calibration={"kv_bytes_per_s q8_0": 5e7}))
+    assert "Goodput counts the requests that met `ttft_p95:2s,tpot_p95:100ms`." in text
+    assert "the same for all arms: prefill yields 400 Mbit/s of KV at q8_0." in text
+    assert "- One machine, two cores: hosts are namespaces with a core each." in text
+
+
 def test_an_incomplete_run_says_so_and_shows_what_it_has(tmp_path):
     result = simple(complete=False)
     result = msgspec.structs.replace(result, arms=result.arms[:3])

@@ -95,6 +95,16 @@ def test_show_prints_the_answer(kept, capsys):
     assert "held: throughput at least 40 tokens/s in all 2 arms: 50.0 tokens/s" in out
 
 
+def test_emulated_devices_are_named_before_any_number(kept, capsys):
+    result = measured([100, 100.1, 99.9])
+    marked = [msgspec.structs.replace(run, marks=["emulated: p40"]) for run in result.arms]
+    folder = kept("a", msgspec.structs.replace(result, arms=marked))
+    _, out, _ = call(capsys, "show", folder)
+    assert out.splitlines()[1] == "EMULATED: p40"
+    _, out, _ = call(capsys)
+    assert "EMULATED; 100 tokens/s (" in out
+
+
 def test_show_as_json(kept, capsys):
     folder = kept("a", measured([100, 100.1, 99.9]))
     _, out, _ = call(capsys, "show", folder, "--json")

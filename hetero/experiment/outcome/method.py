@@ -7,7 +7,9 @@ from hetero.experiment.outcome.arm_run import ArmRun
 from hetero.experiment.outcome.bootstrap import RESAMPLES
 from hetero.experiment.outcome.figure_result import MAX_WIDTH
 from hetero.experiment.outcome.result import Result
+from hetero.experiment.outcome.units import number_text, quantity_text
 from hetero.experiment.recipe.arms import arm_text
+from hetero.experiment.recipe.recipe import Serving
 
 # Lines of one kind, before the rest is counted.
 _MAX_LINES = 8
@@ -23,6 +25,10 @@ def method_lines(result: Result) -> Iterator[str]:
         f"Recipe `{recipe.name}`, hash `{result.recipe_hash[:16]}`; seeds: {seeds or recipe.seed}."
     )
     yield f"Measured from {result.began} to {result.ended}."
+    if isinstance(recipe, Serving) and recipe.slo:
+        yield f"Goodput counts the requests that met `{recipe.slo}`."
+    if result.calibration:
+        yield _calibration(result.calibration)
     yield (
         f"{recipe.repetitions} repetitions of each arm, the arms in turns, so that what lasts "
         "longer than a turn falls on all of them alike."
@@ -58,6 +64,18 @@ def _model(result: Result) -> str:
 def _versions(result: Result) -> str:
     versions = result.provenance.get("versions", {})
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+
+
+def _calibration(measured: dict[str, float]) -> str:
+    """By its name and what it is of, as `kv_bytes_per_s q8_0`."""
+    parts = []
+    for name, value in measured.items():
+        what, _, of = name.partition(" ")
+        if what == "kv_bytes_per_s":
+            parts.append(f"prefill yields {quantity_text(8 * value, 'bit/s')} of KV at {of}")
+        else:
+            parts.append(f"{name} {number_text(value)}")
+    return f"Measured once, and the same for all arms: {', '.join(parts)}."
 
 
 def _intervals(repetitions: int) -> str:

@@ -65,7 +65,7 @@ def check_lines(result: Result) -> Iterator[str]:
 def _warnings(result: Result) -> Iterator[str]:
     """What must be read before any number."""
     if result.emulated:
-        names = ", ".join(mark.partition(":")[2].strip() or mark for mark in result.emulated)
+        names = ", ".join(result.emulated)
         yield (
             f"**EMULATED: {names}.** Such a device was replaced by a process that waits as long as "
             "the device would compute, and sends recorded rows. No number here was measured on one."

@@ -54,9 +54,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def emulated(self) -> list[str]:
-        """Every mark of an emulated device, once."""
-        marks = (mark for run in self.arms for mark in run.marks)
-        return sorted({mark for mark in marks if mark.startswith("emulated")})
+        """The devices, by the marks of its arms: `emulated: rtx-3090`."""
+        marks = {mark for run in self.arms for mark in run.marks if mark.startswith("emulated")}
+        return sorted(mark.partition(":")[2].strip() or "a device" for mark in marks)
 
 
 class _Head(msgspec.Struct):
