@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -121,7 +120,12 @@ class Deployment:
         keys = make_cluster_keys(self._directory / "keys", ROUTER, [node.name for node in nodes])
         self._processes.launch(
             ROUTER,
-            router_config(self._site, self._model, keys),
+            router_config(
+                self._site,
+                self._model,
+                keys,
+                allow_emulated=any(node.emulated for node in nodes),
+            ),
             self._environment(1, len(nodes)),
             partial(self._site.command, FRONT),
         )
@@ -142,14 +146,11 @@ class Deployment:
             self.versions |= status["versions"]
 
     def _start_peer(self, peer: Peer) -> None:
-        candidate = self._candidate
-        if candidate.prefill or candidate.emulated or len(candidate.decode) != 1:
-            raise ConfigError(
-                f"peer: need {peer.server} on one host, as `decode: [HOST]`, have prefill on "
-                f"{_list(candidate.prefill)} and decode on {_list(candidate.decode)}"
-            )
-        (host,) = candidate.decode
-        check_engine_host(self._site, "decode", host)
+        hosts = self._site.hosts or ("here",)
+        if peer.host is None and len(hosts) > 1:
+            raise ConfigError(f"peer.host: need one of {', '.join(hosts)}, have none")
+        host = peer.host or hosts[0]
+        check_engine_host(self._site, "peer.host", host)
         binary = llama_server.find_binary(peer)
         address, port = self._site.address(host), llama_server.free_port()
         self.server = peer.server
@@ -210,7 +211,3 @@ def _cpu_seconds(name: str, pid: int | None) -> float:
 def _own_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system + times.children_user + times.children_system)
-
-
-def _list(hosts: Sequence[str]) -> str:
-    return ", ".join(hosts) or "none"

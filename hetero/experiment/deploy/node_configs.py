@@ -1,15 +1,22 @@
 """From a candidate and its settings to what each node is told."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from hetero.errors import ConfigError, PlanError
+import msgspec
+
+from hetero.errors import ConfigError
+from hetero.experiment.deploy.emulated import emulated_prefill
+from hetero.experiment.deploy.model_files import cache_folder
 from hetero.experiment.deploy.site import FRONT, Site
 from hetero.experiment.recipe.recipe import Candidate, Emulated, Settings
 from hetero.launch.cluster_keys import ClusterKeys
 from hetero.launch.node_processes import checked_config
 from hetero.profile.node_profile import Role
 from hetero.serve.config import DecodeConfig, PrefillConfig, RouterConfig
+
+logger = logging.getLogger(__name__)
 
 ROUTER = "router"
 
@@ -67,7 +74,9 @@ def kv_pair(kv: str) -> tuple[str, str]:
     return k, v if slash else k
 
 
-def router_config(site: Site, model: Path, keys: ClusterKeys) -> RouterConfig:
+def router_config(
+    site: Site, model: Path, keys: ClusterKeys, *, allow_emulated: bool
+) -> RouterConfig:
     address = site.address(FRONT)
     return checked_config(
         RouterConfig,
@@ -77,13 +86,17 @@ def router_config(site: Site, model: Path, keys: ClusterKeys) -> RouterConfig:
         port=0,
         control=f"tcp://{address}:0",
         keys=str(keys.router_directory),
+        allow_emulated=allow_emulated,
     )
 
 
 def node_config(
     node: Node, site: Site, model: Path, settings: Settings, meeting: Meeting
 ) -> PrefillConfig | DecodeConfig:
-    """Raises: ConfigError; PlanError for what is not built yet."""
+    """Of an emulated node, what it replays is made first, unless it is there already.
+
+    Raises: ConfigError, PlanError, EngineError
+    """
     kv_k, kv_v = kv_pair(settings.kv)
     common = {
         "name": node.name,
@@ -108,15 +121,15 @@ def node_config(
         engine=settings.prefill_engine,
         connections=settings.connections,
     )
-    return config if node.emulated is None else emulated_config(config, node.emulated)
-
-
-def emulated_config(config: PrefillConfig, emulated: Emulated) -> PrefillConfig:
-    """The same node with recorded rows and a preset's pace in place of an engine.
-
-    Raises: PlanError
-    """
-    raise PlanError(
-        f"node {config.name}: need an emulated {emulated.preset}, which is not built yet; leave "
-        "out `emulated`"
+    if node.emulated is None:
+        return config
+    replayed = emulated_prefill(
+        model,
+        node.emulated.preset,
+        kv_k=kv_k,
+        kv_v=kv_v,
+        context_tokens=settings.context_tokens,
+        cache=cache_folder(),
+        say=logger.info,
     )
+    return msgspec.structs.replace(config, **replayed)
