@@ -290,15 +290,15 @@ def test_too_few_cores_are_told_with_a_way_out():
             "emulated: need prefill hosts, have b",
         ),
         (
-            Candidate(decode=["a", "b"], peer=Peer(server="llama-server")),
-            "peer: need llama-server on one host, .* decode on a, b",
+            Candidate(peer=Peer(server="llama-server")),
+            "peer.host: need one of a, b, have none",
         ),
         (
-            Candidate(decode=["a"], peer=Peer(server="llama-server", binary="/nowhere/llama")),
+            Candidate(peer=Peer(server="llama-server", host="a", binary="/nowhere/llama")),
             "peer.binary: need llama-server there, have no program /nowhere/llama; build one with",
         ),
         (
-            Candidate(decode=["a"], peer=Peer(server="llama-server")),
+            Candidate(peer=Peer(server="llama-server", host="a")),
             "need the path of llama-server, have none; .*set HETERO_LLAMA_SERVER",
         ),
     ],
@@ -323,12 +323,18 @@ def test_one_machine_has_no_cable_to_slow_down():
 
 
 @pytest.mark.slow
-def test_an_emulated_device_is_not_built_yet(tmp_path):
+def test_an_emulated_device_reads_prompts_and_every_answer_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     candidate = Candidate(prefill=["a"], decode=["b"], emulated={"a": Emulated(preset="rtx-3090")})
-    with pytest.raises(PlanError, match="need an emulated rtx-3090, which is not built yet"):
+    with (
+        LocalSite() as site,
         Deployment(
-            LocalSite(), DEMO_MODEL_PATH, candidate, Settings(), tmp_path / "run", print
-        ).__enter__()
+            site, DEMO_MODEL_PATH, candidate, Settings(), tmp_path / "run", print
+        ) as deployment,
+    ):
+        answer = complete(site, deployment.url, route="split")
+    assert answer["timings"]["emulated"] == "rtx-3090"
+    assert answer["timings"]["kv_bytes"] > 0
 
 
 @pytest.mark.slow
@@ -337,7 +343,7 @@ def test_llama_server_says_what_we_say(tmp_path):
     """From the same model, types and chunks, where nothing else is in the batch."""
     texts = []
     for peer in (None, Peer(server="llama-server")):
-        candidate = Candidate(decode=["a"], peer=peer)
+        candidate = Candidate(decode=[] if peer else ["a"], peer=peer)
         with (
             LocalSite() as site,
             Deployment(
@@ -377,7 +383,7 @@ def stand_in(tmp_path):
 
 
 def test_a_peer_gets_our_slots_and_cache_and_is_waited_for(stand_in, tmp_path):
-    candidate = Candidate(decode=["a"], peer=Peer(server="llama-server", binary=str(stand_in)))
+    candidate = Candidate(peer=Peer(server="llama-server", binary=str(stand_in)))
     settings = Settings(kv="q8_0/q4_0", slots=3, context_tokens=500, chunk_tokens=64, threads=2)
     with (
         LocalSite() as site,
@@ -400,7 +406,7 @@ def test_a_peer_gets_our_slots_and_cache_and_is_waited_for(stand_in, tmp_path):
 
 
 def test_a_peer_that_dies_says_why(stand_in, tmp_path):
-    candidate = Candidate(decode=["a"], peer=Peer(server="llama-server", binary=str(stand_in)))
+    candidate = Candidate(peer=Peer(server="llama-server", binary=str(stand_in)))
     deployment = Deployment(
         LocalSite(), DEMO_MODEL_PATH, candidate, Settings(kv="q4_0"), tmp_path / "run", print
     )
