@@ -1,5 +1,6 @@
 """Figures, from arms whose answer is known by hand."""
 
+import numpy as np
 import pytest
 from fake_runs import run, runs_of, serving
 
@@ -251,3 +252,22 @@ def test_a_crossing_of_one_repetition_has_a_value_alone():
     found = crossing(runs, values=(1, 4))
     assert found.value == pytest.approx(2.0)
     assert found.inconclusive == "one repetition, so no interval"
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_a_crossings_interval_has_the_truth_as_often_as_it_says(count):
+    """The ratio's logarithm is 0.4 ln(x / 3), with 5% of noise at each place."""
+    generator = np.random.default_rng(count)
+    places = [1, 2, 4, 8, 16]
+    hits, trials = 0, 150
+    for _ in range(trials):
+        split = [
+            list(10 * (place / 3) ** 0.4 * np.exp(generator.normal(0, 0.05, count)))
+            for place in places
+        ]
+        runs = both(places, single=[[10] * count] * len(places), split=split)
+        found = crossing(runs, values=places)
+        low = 0.0 if found.low is None else found.low
+        high = np.inf if found.high is None else found.high
+        hits += low <= 3 <= high
+    assert 0.88 <= hits / trials <= 0.995

@@ -3,6 +3,7 @@
 import json
 
 import msgspec
+import numpy as np
 import pytest
 from fake_runs import result_of, runs_of, serving
 
@@ -207,3 +208,17 @@ def test_crossings_that_were_not_found_agree_if_on_the_same_side():
     assert not agree(above, below)
     assert not agree(above, found)
     assert agree(found, found)
+
+
+def test_runs_of_the_same_thing_seldom_disagree():
+    """One pair in twenty at most; runs of what differs by five times their scatter, nearly all."""
+    generator = np.random.default_rng(0)
+    same, apart = 0, 0
+    for _ in range(100):
+        a, b, c = (
+            measured(list(centre * np.exp(generator.normal(0, 0.02, 5)))) for centre in (9, 9, 9.9)
+        )
+        same += agree(a, b)
+        apart += not agree(a, c)
+    assert same >= 94
+    assert apart >= 94
