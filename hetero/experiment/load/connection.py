@@ -40,11 +40,10 @@ class Arrivals:
             asyncio.get_running_loop().call_soon(self._parse_next)
 
     def _parse_next(self) -> None:
-        connection, at_s, data = self._waiting[0]
-        connection.parse(at_s, data)
-        self._waiting.popleft()
+        connection, at_s, data = self._waiting.popleft()
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._parse_next)
+        connection.parse(at_s, data)
 
 
 class Connection(asyncio.Protocol):
