@@ -174,6 +174,6 @@ def test_a_model_that_is_not_there_is_named():
 def test_a_server_that_takes_no_prompt_is_quoted():
     with (
         running_stub("--text-only", "--refuse", "no model is loaded") as stub,
-        pytest.raises(PeerError, match="have 400: .*no model is loaded"),
+        pytest.raises(PeerError, match=r"have 400: .*no model is loaded"),
     ):
         execute(plan(stub, schedule(1)))
