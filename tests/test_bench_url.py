@@ -32,7 +32,7 @@ def test_a_sweep_prints_a_line_each_and_the_best_that_meets_the_slo(capsys, tmp_
     rows = [line.split() for line in out.splitlines() if line.split()[:1] in (["1"], ["2"], ["8"])]
     assert [row[:2] for row in rows] == [["1", "8"], ["2", "8"], ["8", "32"]]
     # Eight at once wait for two places: 4 x 35 ms.
-    assert "ttft_p95:60ms: met by best" in out
+    assert "ttft_p95:60ms: met; best goodput at concurrency" in out
     report = json.loads((tmp_path / "report.json").read_text())
     met = {point["concurrency"]: point["scalars"]["slo_met"] for point in report["points"]}
     assert met[8] == 0

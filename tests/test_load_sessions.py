@@ -6,7 +6,7 @@ import json
 import pytest
 from stub_server import one_turn, plan, running_stub, schedule
 
-from hetero.errors import ConfigError
+from hetero.errors import ConfigError, PeerError
 from hetero.experiment.load.plan import execute
 from hetero.experiment.load.prompts import TextPrompts, TokenPrompts
 from hetero.workload.named import load_workload
@@ -169,3 +169,11 @@ def test_a_route_is_for_hetero_alone():
 def test_a_model_that_is_not_there_is_named():
     with running_stub() as stub, pytest.raises(ConfigError, match="need one of stub, have other"):
         execute(plan(stub, schedule(1), model="other"))
+
+
+def test_a_server_that_takes_no_prompt_is_quoted():
+    with (
+        running_stub("--text-only", "--refuse", "no model is loaded") as stub,
+        pytest.raises(PeerError, match=r"have 400: .*no model is loaded"),
+    ):
+        execute(plan(stub, schedule(1)))

@@ -61,6 +61,8 @@ class Stub:
         prompt = body["messages"][0]["content"] if is_chat else body["prompt"]
         if self.options.text_only and not isinstance(prompt, str):
             return self.answer(writer, 400, {"error": {"message": "prompt: need a string"}})
+        if self.options.refuse:
+            return self.answer(writer, 400, {"error": {"message": self.options.refuse}})
         if self.options.fail == "status" and body.get("stream"):
             return self.answer(writer, 503, {"error": {"message": "no slot is free"}})
         num_prompt = len(prompt.split() if isinstance(prompt, str) else prompt)
@@ -146,6 +148,7 @@ def main():
     parser.add_argument("--kind", default="llamacpp", help="owner in /v1/models: hetero, vllm ...")
     parser.add_argument("--text-only", action="store_true", help="no /tokenize, no ids as prompts")
     parser.add_argument("--key", help="an API key to insist on, in small letters")
+    parser.add_argument("--refuse", help="what to say to every prompt")
     parser.add_argument("--fail", choices=FAILURES, help="how every stream ends")
     asyncio.run(serve(parser.parse_args()))
 

@@ -29,7 +29,7 @@ def print_points(settings: "SweepSettings", points: "list[Point]") -> None:
     heads += ["tokens/s", "requests/s", "goodput", "errors", "generator"]
     print_table(
         Table(
-            f"{settings.workload} on {settings.url} ({first.server}, {first.model}), "
+            f"{_load(settings)} on {settings.url} ({first.server}, {first.model}), "
             f"prompts as {first.prompt_kind}",
             heads,
             [_row(point) for point in points],
@@ -41,8 +41,17 @@ def print_points(settings: "SweepSettings", points: "list[Point]") -> None:
             print(f"{point.name}: {line}")
     best = best_point(points)
     if settings.slo:
-        what = "none of these" if best is None else f"best {best.name}"
-        print(f"{settings.slo}: met by {what}")
+        unit = "sessions/s" if is_open else "concurrency"
+        what = (
+            "met by none of these" if best is None else f"met; best goodput at {unit} {best.name}"
+        )
+        print(f"{settings.slo}: {what}")
+
+
+def _load(settings: "SweepSettings") -> str:
+    instead = [("prompt", settings.prompt_tokens), ("output", settings.output_tokens)]
+    changed = [f"{name} {tokens}" for name, tokens in instead if tokens is not None]
+    return settings.workload + (f" with {', '.join(changed)} tokens" if changed else "")
 
 
 def _row(point: "Point") -> list[str]:
@@ -69,6 +78,8 @@ def _notes(point: "Point") -> list[str]:
             f"{lengths.exact} of {lengths.counted} prompts had exactly the length asked for, by "
             f"the server's count; the worst was {lengths.worst} tokens off"
         )
+    if told := point.value("server_ttft_p50"):
+        notes.append(f"the server's own clock has a TTFT p50 of {seconds_text(told)}")
     if point.num_clipped or point.num_dropped:
         notes.append(
             f"{point.num_clipped} prompts cut and {point.num_dropped} requests left out to fit"

@@ -1,9 +1,9 @@
 """HTTP connections that stamp bytes when they arrive and parse them when no socket waits.
 
 In one pass of the event loop every readable socket is read and stamped, which takes microseconds;
-parsing, some fifty microseconds a piece, comes after, one piece a pass. So 32 streams that speak at
-once do not make each other look late. (httpx costs 0.18 ms of processor time a piece, and reads a
-socket only when the task that parses the one before it is done.)
+what they brought is parsed after, a few pieces a pass. So 32 streams that speak at once do not make
+each other look late. (httpx costs 0.18 ms of processor time a piece, and reads a socket only when
+the task that parses the one before it is done.)
 """
 
 import asyncio
@@ -14,6 +14,10 @@ from typing import Protocol
 from urllib.parse import SplitResult
 
 import h11
+
+# Ten microseconds each; a pass of its own costs as much again, and new bytes wait no longer than
+# this for their stamp.
+_PARSED_A_PASS = 8
 
 
 class Answering(Protocol):
@@ -37,14 +41,14 @@ class Arrivals:
     def add(self, connection: "Connection", data: bytes) -> None:
         self._waiting.append((connection, time.perf_counter(), data))
         if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_soon(self._parse_next)
+            asyncio.get_running_loop().call_soon(self._parse_some)
 
-    def _parse_next(self) -> None:
-        connection, at_s, data = self._waiting[0]
-        connection.parse(at_s, data)
-        self._waiting.popleft()
+    def _parse_some(self) -> None:
+        parts = [self._waiting.popleft() for _ in range(min(_PARSED_A_PASS, len(self._waiting)))]
         if self._waiting:
-            asyncio.get_running_loop().call_soon(self._parse_next)
+            asyncio.get_running_loop().call_soon(self._parse_some)
+        for connection, at_s, data in parts:
+            connection.parse(at_s, data)
 
 
 class Connection(asyncio.Protocol):

@@ -64,6 +64,7 @@ class Questions:
 
     def __init__(self, base: str) -> None:
         self._base = base
+        self.refusal = ""  # the last one of a prompt, in the server's words
         self._http = httpx.Client(
             trust_env=False, timeout=_PATIENCE_S, headers=dict(authorization())
         )
@@ -84,12 +85,13 @@ class Questions:
         """Tokens of a prompt, by the server's `usage`; None if it refuses such a prompt."""
         path = endpoint.target.removeprefix(endpoint.url.path)
         answer = self.post(path, endpoint.body(prompt, 1, stream=False))
+        if answer.status_code != 200:
+            self.refusal = f"{answer.status_code}: {answer.text[:300]}"
         if 400 <= answer.status_code < 500:
             return None
-        fields = _json(answer)
         if answer.status_code != 200:
-            raise PeerError(f"{self._base}{path}: need an answer, have {answer.text[:300]}")
-        usage = fields.get("usage") or {}
+            raise PeerError(f"{self._base}{path}: need an answer, have {self.refusal}")
+        usage = _json(answer).get("usage") or {}
         if not isinstance(usage.get("prompt_tokens"), int):
             raise PeerError(f"{self._base}{path}: need `usage` in the answer, have none")
         return int(usage["prompt_tokens"])

@@ -62,9 +62,8 @@ class LoadOutcome(msgspec.Struct, frozen=True, kw_only=True):
     aiperf: Json
 
     def summary(self) -> Json:
-        """scalars have the generator's own `load_cores`; latencies are in the samples, which the
-        records give again."""
-        fields: Json = msgspec.to_builtins(self)
+        """Without samples, which the records give again."""
+        fields: Json = msgspec.to_builtins(msgspec.structs.replace(self, records=[]))
         fields["records"] = len(self.records)
         fields["scalars"] = self.metrics.scalars
         fields["errors"] = self.metrics.errors

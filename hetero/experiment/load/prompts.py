@@ -146,7 +146,7 @@ def find_prompts(
             costs, extra_tokens = _word_costs(questions, found)
             return found, TextPrompts(costs, extra_tokens, seed=seed)
     raise PeerError(
-        f"{endpoint.url.geturl()}: need a server that completes a text, have one that refuses it"
+        f"{endpoint.url.geturl()}: need a server that completes a text, have {questions.refusal}"
     )
 
 

@@ -65,7 +65,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         if self.rate is not None:
-            return f"{self.rate:g}/s"
+            return f"{self.rate:g}"
         return str(self.concurrency)
 
     def value(self, metric: str) -> float | None:
