@@ -1,6 +1,5 @@
 """A recipe's candidates, brought up with real processes, in real namespaces."""
 
-import json
 import os
 import shutil
 import signal
@@ -11,6 +10,7 @@ import time
 
 import psutil
 import pytest
+from front_requests import PATIENCE_S, complete
 from tiny_models import tiny_shape
 
 from hetero.errors import ConfigError, EngineError, HeteroError, PlanError
@@ -38,33 +38,13 @@ needs_lab = pytest.mark.skipif(
     or not all(shutil.which(tool) for tool in ("ip", "tc")),
     reason="a lab needs Linux, root and iproute2",
 )
-PATIENCE_S = 60
 SPLIT = Candidate(prefill=["a"], decode=["b"])
 # Two hosts on a machine of any size.
 ONE_CORE = {"a": LabHost(cpus="0"), "b": LabHost(cpus="0", quota=0.5)}
 
-ASK = """
-import http.client, sys
-from urllib.parse import urlsplit
-url = urlsplit(sys.argv[1])
-connection = http.client.HTTPConnection(url.hostname, url.port, timeout=60)
-connection.request("POST", "/v1/completions", sys.argv[2], {"content-type": "application/json"})
-print(connection.getresponse().read().decode())
-"""
-
 
 def two_hosts(**changes):
     return Cluster(lab=Lab(**{"hosts": ONE_CORE, "rate": "1gbit"} | changes))
-
-
-def complete(site, url, **body):
-    """The answer to a completion, asked from the front as a load generator would."""
-    body = {"model": "demo", "prompt": "amber fox lisbon\n" * 60, "max_tokens": 8} | body
-    ask = [sys.executable, "-S", "-c", ASK, url, json.dumps(body | {"temperature": 0})]
-    with site.popen(FRONT, ask, stdout=subprocess.PIPE, text=True) as asking:
-        answer = json.loads(asking.communicate(timeout=PATIENCE_S)[0])
-    assert "error" not in answer, answer
-    return answer
 
 
 def sent_bytes(site, host, to):
@@ -340,80 +320,3 @@ def test_an_emulated_device_is_not_built_yet(tmp_path):
         Deployment(
             LocalSite(), DEMO_MODEL_PATH, candidate, Settings(), tmp_path / "run", print
         ).__enter__()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("HETERO_LLAMA_SERVER" not in os.environ, reason="needs HETERO_LLAMA_SERVER")
-def test_llama_server_says_what_we_say(tmp_path):
-    """From the same model, types and chunks, where nothing else is in the batch."""
-    texts = []
-    for peer in (None, Peer(server="llama-server")):
-        candidate = Candidate(decode=["a"], peer=peer)
-        with (
-            LocalSite() as site,
-            Deployment(
-                site, DEMO_MODEL_PATH, candidate, Settings(), tmp_path / "run", print
-            ) as deployment,
-        ):
-            texts.append(complete(site, deployment.url)["choices"][0]["text"])
-    assert deployment.server == "llama-server"
-    assert texts[0] == texts[1]
-
-
-# Healthy at the second time of asking, and then says what it was started with.
-STAND_IN = """#!{python} -S
-import http.server, json, sys
-if sys.argv[1:] == ["--version"]:
-    sys.exit(print("version: 7 (stand-in)"))
-options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-if options["--cache-type-k"] == "q4_0":
-    sys.exit("error: no such cache")
-asked = []
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        asked.append(self.path)
-        self.send_response(503 if len(asked) == 1 else 200)
-        self.end_headers()
-        self.wfile.write(json.dumps(sys.argv).encode())
-http.server.HTTPServer((options["--host"], int(options["--port"])), Handler).serve_forever()
-"""
-
-
-@pytest.fixture
-def stand_in(tmp_path):
-    path = tmp_path / "llama-server"
-    path.write_text(STAND_IN.replace("{python}", sys.executable))
-    path.chmod(0o755)
-    return path
-
-
-def test_a_peer_gets_our_slots_and_cache_and_is_waited_for(stand_in, tmp_path):
-    candidate = Candidate(decode=["a"], peer=Peer(server="llama-server", binary=str(stand_in)))
-    settings = Settings(kv="q8_0/q4_0", slots=3, context_tokens=500, chunk_tokens=64, threads=2)
-    with (
-        LocalSite() as site,
-        Deployment(
-            site, DEMO_MODEL_PATH, candidate, settings, tmp_path / "run", print
-        ) as deployment,
-    ):
-        port = int(deployment.url.rpartition(":")[2])
-        _, said = site.get(FRONT, port, "/")
-        assert deployment.versions["llama-server"] == "version: 7 (stand-in)"
-        assert list(deployment.cpu_seconds()) == ["llama-server"]
-    argv = json.loads(said)
-    options = dict(zip(argv[1::2], argv[2::2], strict=False))
-    assert options["--ctx-size"] == "1500"
-    assert options["--parallel"] == "3"
-    assert options["--ubatch-size"] == options["--batch-size"] == "64"
-    assert options["--threads"] == options["--threads-batch"] == "2"
-    assert (options["--cache-type-k"], options["--cache-type-v"]) == ("q8_0", "q4_0")
-    assert {"--no-cache-prompt", "--no-webui"} <= set(argv)
-
-
-def test_a_peer_that_dies_says_why(stand_in, tmp_path):
-    candidate = Candidate(decode=["a"], peer=Peer(server="llama-server", binary=str(stand_in)))
-    deployment = Deployment(
-        LocalSite(), DEMO_MODEL_PATH, candidate, Settings(kv="q4_0"), tmp_path / "run", print
-    )
-    with pytest.raises(EngineError, match=r"llama-server: .*it said last: error: no such cache"):
-        deployment.__enter__()

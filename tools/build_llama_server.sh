@@ -7,7 +7,7 @@ usage() {
 tools/build_llama_server.sh DIR
 
 Builds DIR/bin/llama-server from the llama.cpp that llama-cpp-python $version pins, so that a
-comparison with it compares servers and not kernels. Some ten minutes on two cores, half a GB of disk.
+comparison with it compares servers and not kernels. Takes ten minutes of two cores, and half a GB.
 
 As pip builds llama-cpp-python here: Release, GGML_NATIVE=ON, OpenMP, shared libraries; and
 without a web page, TLS, tests or examples. CMAKE_ARGS is added, as pip adds it: give it what
