@@ -1,6 +1,5 @@
 """A recipe's candidates, brought up with real processes, in real namespaces."""
 
-import json
 import os
 import shutil
 import signal
@@ -11,6 +10,7 @@ import time
 
 import psutil
 import pytest
+from front_requests import PATIENCE_S, complete
 from tiny_models import tiny_shape
 
 from hetero.errors import ConfigError, EngineError, HeteroError, PlanError
@@ -38,33 +38,13 @@ needs_lab = pytest.mark.skipif(
     or not all(shutil.which(tool) for tool in ("ip", "tc")),
     reason="a lab needs Linux, root and iproute2",
 )
-PATIENCE_S = 60
 SPLIT = Candidate(prefill=["a"], decode=["b"])
 # Two hosts on a machine of any size.
 ONE_CORE = {"a": LabHost(cpus="0"), "b": LabHost(cpus="0", quota=0.5)}
 
-ASK = """
-import http.client, sys
-from urllib.parse import urlsplit
-url = urlsplit(sys.argv[1])
-connection = http.client.HTTPConnection(url.hostname, url.port, timeout=60)
-connection.request("POST", "/v1/completions", sys.argv[2], {"content-type": "application/json"})
-print(connection.getresponse().read().decode())
-"""
-
 
 def two_hosts(**changes):
     return Cluster(lab=Lab(**{"hosts": ONE_CORE, "rate": "1gbit"} | changes))
-
-
-def complete(site, url, **body):
-    """The answer to a completion, asked from the front as a load generator would."""
-    body = {"model": "demo", "prompt": "amber fox lisbon\n" * 60, "max_tokens": 8} | body
-    ask = [sys.executable, "-S", "-c", ASK, url, json.dumps(body | {"temperature": 0})]
-    with site.popen(FRONT, ask, stdout=subprocess.PIPE, text=True) as asking:
-        answer = json.loads(asking.communicate(timeout=PATIENCE_S)[0])
-    assert "error" not in answer, answer
-    return answer
 
 
 def sent_bytes(site, host, to):
@@ -269,6 +249,17 @@ def test_hosts_get_the_cores_that_nobody_named():
     assert len(rates) == 6 + 4
 
 
+def test_a_core_is_whole_with_all_its_threads_or_not_given(tmp_path, monkeypatch):
+    for cpu, siblings in {0: "0,4", 1: "1,5", 2: "2,6", 4: "0,4", 5: "1,5"}.items():
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        folder.mkdir(parents=True)
+        (folder / "core_cpus_list").write_text(f"{siblings}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 4, 5})
+    monkeypatch.setattr(lab_site, "online_cpus", lambda: set(range(8)))
+    # Of core 2 this process may use one thread of two; of 3 the kernel says nothing.
+    assert lab_site.whole_cores(tmp_path) == [[0, 4], [1, 5], [3]]
+
+
 def test_too_few_cores_are_told_with_a_way_out():
     lab = Lab(hosts={"a": LabHost(), "b": LabHost(), "c": LabHost(cpus="0-1")})
     with pytest.raises(PlanError, match=r"for each of a, b, have 1 free of 3; .*cpus: \"0\""):
@@ -335,80 +326,3 @@ def test_an_emulated_device_reads_prompts_and_every_answer_says_so(tmp_path, mon
         answer = complete(site, deployment.url, route="split")
     assert answer["timings"]["emulated"] == "rtx-3090"
     assert answer["timings"]["kv_bytes"] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("HETERO_LLAMA_SERVER" not in os.environ, reason="needs HETERO_LLAMA_SERVER")
-def test_llama_server_says_what_we_say(tmp_path):
-    """From the same model, types and chunks, where nothing else is in the batch."""
-    texts = []
-    for peer in (None, Peer(server="llama-server")):
-        candidate = Candidate(decode=[] if peer else ["a"], peer=peer)
-        with (
-            LocalSite() as site,
-            Deployment(
-                site, DEMO_MODEL_PATH, candidate, Settings(), tmp_path / "run", print
-            ) as deployment,
-        ):
-            texts.append(complete(site, deployment.url)["choices"][0]["text"])
-    assert deployment.server == "llama-server"
-    assert texts[0] == texts[1]
-
-
-# Healthy at the second time of asking, and then says what it was started with.
-STAND_IN = """#!{python} -S
-import http.server, json, sys
-if sys.argv[1:] == ["--version"]:
-    sys.exit(print("version: 7 (stand-in)"))
-options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-if options["--cache-type-k"] == "q4_0":
-    sys.exit("error: no such cache")
-asked = []
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        asked.append(self.path)
-        self.send_response(503 if len(asked) == 1 else 200)
-        self.end_headers()
-        self.wfile.write(json.dumps(sys.argv).encode())
-http.server.HTTPServer((options["--host"], int(options["--port"])), Handler).serve_forever()
-"""
-
-
-@pytest.fixture
-def stand_in(tmp_path):
-    path = tmp_path / "llama-server"
-    path.write_text(STAND_IN.replace("{python}", sys.executable))
-    path.chmod(0o755)
-    return path
-
-
-def test_a_peer_gets_our_slots_and_cache_and_is_waited_for(stand_in, tmp_path):
-    candidate = Candidate(peer=Peer(server="llama-server", binary=str(stand_in)))
-    settings = Settings(kv="q8_0/q4_0", slots=3, context_tokens=500, chunk_tokens=64, threads=2)
-    with (
-        LocalSite() as site,
-        Deployment(
-            site, DEMO_MODEL_PATH, candidate, settings, tmp_path / "run", print
-        ) as deployment,
-    ):
-        port = int(deployment.url.rpartition(":")[2])
-        _, said = site.get(FRONT, port, "/")
-        assert deployment.versions["llama-server"] == "version: 7 (stand-in)"
-        assert list(deployment.cpu_seconds()) == ["llama-server"]
-    argv = json.loads(said)
-    options = dict(zip(argv[1::2], argv[2::2], strict=False))
-    assert options["--ctx-size"] == "1500"
-    assert options["--parallel"] == "3"
-    assert options["--ubatch-size"] == options["--batch-size"] == "64"
-    assert options["--threads"] == options["--threads-batch"] == "2"
-    assert (options["--cache-type-k"], options["--cache-type-v"]) == ("q8_0", "q4_0")
-    assert {"--no-cache-prompt", "--no-webui"} <= set(argv)
-
-
-def test_a_peer_that_dies_says_why(stand_in, tmp_path):
-    candidate = Candidate(peer=Peer(server="llama-server", binary=str(stand_in)))
-    deployment = Deployment(
-        LocalSite(), DEMO_MODEL_PATH, candidate, Settings(kv="q4_0"), tmp_path / "run", print
-    )
-    with pytest.raises(EngineError, match=r"llama-server: .*it said last: error: no such cache"):
-        deployment.__enter__()

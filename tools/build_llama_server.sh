@@ -7,9 +7,9 @@ usage() {
 tools/build_llama_server.sh DIR
 
 Builds DIR/bin/llama-server from the llama.cpp that llama-cpp-python $version pins, so that a
-comparison with it compares servers and not kernels. Some ten minutes on two cores, 1 GB of disk.
+comparison with it compares servers and not kernels. Takes ten minutes of two cores, and half a GB.
 
-As pip builds llama-cpp-python here: Release, GGML_NATIVE=ON, OpenMP, shared libraries, no curl; and
+As pip builds llama-cpp-python here: Release, GGML_NATIVE=ON, OpenMP, shared libraries; and
 without a web page, TLS, tests or examples. CMAKE_ARGS is added, as pip adds it: give it what
 llama-cpp-python was installed with. Needs cmake, a C++ compiler, and \$PYTHON (default python3)
 with pip; \$JOBS compilers at once (default: one per processor).
@@ -37,7 +37,7 @@ if [ ! -e "$source/CMakeLists.txt" ]; then
 fi
 # CMAKE_ARGS is several words.
 # shellcheck disable=SC2086
-cmake -S "$source" -B "$folder" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF \
+cmake -S "$source" -B "$folder" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
     -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF ${CMAKE_ARGS:-} > "$folder/cmake.log"
 cmake --build "$folder" --target llama-server -j "${JOBS:-$(nproc)}" > "$folder/build.log"
