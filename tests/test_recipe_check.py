@@ -43,7 +43,7 @@ from recipe_examples import changed, fields, refusals
         (
             "cluster.lab.rate",
             "10",
-            "cluster.lab.rate: need a rate from 50mbit to 40gbit, have '10'",
+            "cluster.lab.rate: need a rate from 5mbit to 40gbit, have '10'",
         ),
         (
             "candidates.single.decode",
@@ -97,7 +97,7 @@ from recipe_examples import changed, fields, refusals
         (
             "vary.link_rate",
             ["100mbit", "1000gbit"],
-            "vary.link_rate[1]: need a rate from 50mbit to 40gbit, have '1000gbit'",
+            "vary.link_rate[1]: need a rate from 5mbit to 40gbit, have '1000gbit'",
         ),
         ("settings.kv", "q9_0", "settings.kv: KV type 'q9_0': need one of f16, bf16"),
         (

@@ -99,7 +99,7 @@ class Lab(_Part, frozen=True, kw_only=True):
     a host of their own with fast cables to all, at low priority.
 
     hosts: by name; {} is one of defaults
-    rate: of the cables between hosts, 50mbit to 40gbit, where neither `link_rate` nor `wire_ratio`
+    rate: of the cables between hosts, 5mbit to 40gbit, where neither `link_rate` nor `wire_ratio`
         of the settings says otherwise
     mtu: of these cables
     """
@@ -154,7 +154,7 @@ class Settings(_Part, frozen=True, kw_only=True):
     prefill_engine: of each prefill node: auto, torch, llama
     seal: of transfers: none, mac (checked), aead (checked and encrypted)
     connections: of a transfer; null: as a node would
-    link_rate: of the cables between the lab's hosts: 50mbit to 40gbit
+    link_rate: of the cables between the lab's hosts: 5mbit to 40gbit
     wire_ratio: instead of a rate: the KV that prefill yields over what the link carries in the same
         time, which means the same on a faster machine
     route: auto, local (who decodes reads the prompt too), split
@@ -306,7 +306,7 @@ class WireSettings(_Part, frozen=True, kw_only=True):
     shape: whose rows; no weights are needed
     kv: type of K and V: f16, q8_0, q4_0 ...; or one each, as q8_0/q4_0
     tokens: of a transfer
-    link_rate: 50mbit to 40gbit
+    link_rate: 5mbit to 40gbit
     mtu: of the cable
     seal: of transfers: none, mac (checked), aead (checked and encrypted)
     connections: of a transfer; null: as a node would
