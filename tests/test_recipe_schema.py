@@ -42,7 +42,7 @@ def test_a_description_is_the_docstrings():
     lab = SCHEMA["$defs"]["Lab"]
     assert lab["description"].startswith("Hosts here, each a namespace, joined by one cable")
     assert lab["properties"]["rate"]["description"] == (
-        "of the cables between hosts, 50mbit to 40gbit, where neither `link_rate` nor `wire_ratio` "
+        "of the cables between hosts, 5mbit to 40gbit, where neither `link_rate` nor `wire_ratio` "
         "of the settings says otherwise"
     )
     # Inherited.

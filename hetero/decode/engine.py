@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from hetero.decode.chunk_share import next_chunk_tokens
 from hetero.decode.running import RunningBatch
 from hetero.decode.sequence import NO_SLOT, Job, Sequence
 from hetero.decode.slots import Slots
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 class DecodeConfig:
     """unified: one pool of cells for all sequences instead of a stream each (see ContextConfig).
 
-    prefill_share: how much of the time a local prompt may take while sequences run.
+    prefill_share: of the time, for local prompts while sequences run; more where many wait.
     """
 
     num_slots: int
@@ -254,7 +255,15 @@ class DecodeEngine:
             # Beside running sequences a half-read prompt goes to the top, out of their way.
             prompt.slot = self._slots.take_highest() if self._running else self._slots.take()
             self._running.plan_rows()
-        chunk = prompt.tokens[prompt.num_read : prompt.num_read + self._next_chunk_tokens()]
+        num_tokens = next_chunk_tokens(
+            num_waiting=len(self._prompts),
+            num_running=len(self._running),
+            least_share=self.config.prefill_share,
+            step_s=self._running.step_s,
+            token_s=self._chunk_token_s,
+            most=self.config.chunk_tokens,
+        )
+        chunk = prompt.tokens[prompt.num_read : prompt.num_read + num_tokens]
         is_last = prompt.num_read + len(chunk) == len(prompt.tokens)
         self._chunk.set_prompt(chunk, prompt.num_read, prompt.slot, want_last=is_last)
         started = time.perf_counter()
@@ -269,14 +278,6 @@ class DecodeEngine:
             return []
         logits = self.context.logits(1)[0]
         return self._begin_read(prompt, [s.draw(logits) for s in prompt.sequences])
-
-    def _next_chunk_tokens(self) -> int:
-        """As many as take their share of the time, or a whole batch if nobody waits."""
-        if not self._running or not self._running.step_s or math.isinf(self._chunk_token_s):
-            return self.config.chunk_tokens
-        share = self.config.prefill_share / (1 - self.config.prefill_share)
-        affordable = int(share * self._running.step_s / self._chunk_token_s)
-        return min(self.config.chunk_tokens, max(1, affordable))
 
     def _begin_read(self, prompt: _Prompt, tokens: list[Token]) -> list[Event]:
         """Let the choices of a prompt that was read here go on: a single one where it is, if no
