@@ -7,7 +7,6 @@ comes back as messages for the router.
 """
 
 import logging
-import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from hetero.decode.chunk_share import next_chunk_tokens
+from hetero.decode.chunk_share import ChunkShare
 from hetero.decode.running import RunningBatch
 from hetero.decode.sequence import NO_SLOT, Job, Sequence
 from hetero.decode.slots import Slots
@@ -107,7 +106,7 @@ class DecodeEngine:
         self._slots = Slots(config.num_slots)
         self._running = RunningBatch(self.context, self._slots, layout.token_bytes)
         self._chunk = Batch(config.chunk_tokens)
-        self._chunk_token_s = math.inf  # the best seconds per token of late
+        self._share = ChunkShare(config.prefill_share, config.chunk_tokens)
         self._waiting: deque[tuple[Job, list[Sequence]]] = deque()
         self._expected: dict[str, list[Sequence]] = {}
         self._prompts: deque[_Prompt] = deque()
@@ -221,7 +220,7 @@ class DecodeEngine:
         return events
 
     def read_chunk(self) -> list[Event]:
-        """Read one chunk of the oldest local prompt, if there is one."""
+        """Read one chunk of the oldest local prompt, if there is one and it is its turn."""
         return self._read(self._prompts[0]) if self._prompts else []
 
     def decode(self) -> list[Event]:
@@ -251,27 +250,22 @@ class DecodeEngine:
             return self._give_up(prompt.job, error)
 
     def _read_chunk(self, prompt: _Prompt) -> list[Event]:
+        num_tokens = self._share.next_tokens(
+            len(self._prompts), len(self._running), self._running.step_s
+        )
+        if not num_tokens:
+            return []
         if prompt.slot is None:
             # Beside running sequences a half-read prompt goes to the top, out of their way.
             prompt.slot = self._slots.take_highest() if self._running else self._slots.take()
             self._running.plan_rows()
-        num_tokens = next_chunk_tokens(
-            num_waiting=len(self._prompts),
-            num_running=len(self._running),
-            least_share=self.config.prefill_share,
-            step_s=self._running.step_s,
-            token_s=self._chunk_token_s,
-            most=self.config.chunk_tokens,
-        )
         chunk = prompt.tokens[prompt.num_read : prompt.num_read + num_tokens]
         is_last = prompt.num_read + len(chunk) == len(prompt.tokens)
         self._chunk.set_prompt(chunk, prompt.num_read, prompt.slot, want_last=is_last)
         started = time.perf_counter()
         self.context.decode(self._chunk)
         seconds = time.perf_counter() - started
-        # The best, not the mean: a short chunk reads all weights for few tokens, and sizing the
-        # next one by its rate would shorten it again and again. It fades, for machines slow down.
-        self._chunk_token_s = min(seconds / len(chunk), 1.05 * self._chunk_token_s)
+        self._share.has_read(len(chunk), seconds)
         prompt.seconds += seconds
         prompt.num_read += len(chunk)
         if not is_last:
@@ -347,6 +341,8 @@ class DecodeEngine:
             logger.error("decode step failed: %s", error)
             jobs = {s.job.request_id: s.job for s in self._running.sequences.values()}
             return [event for job in jobs.values() for event in self._give_up(job, error)]
+        seconds = self._running.last_step_s
+        self._share.has_stepped(len(self._prompts), len(rows), seconds)
         drawn: list[Token] = []
         ended: list[Event] = []
         end_tokens = self.model.vocab.end_tokens

@@ -26,6 +26,7 @@ class RunningBatch:
     def __init__(self, context: Context, slots: Slots, token_bytes: int) -> None:
         self.sequences: dict[int, Sequence] = {}
         self.step_s = 0.0  # running average
+        self.last_step_s = 0.0
         self.num_moves = 0
         self._context = context
         self._slots = slots
@@ -93,7 +94,7 @@ class RunningBatch:
         for slot in self._padding:
             self._context.remove_sequence(slot)
         seconds = time.perf_counter() - started
-        self.step_s = _average(self.step_s, seconds)
+        self.step_s, self.last_step_s = _average(self.step_s, seconds), seconds
         self._lost_to_padding_s += seconds * len(self._padding) / num_rows
         return self._row_sequences
 
