@@ -114,7 +114,13 @@ def node_config(
     if node.role == "decode":
         # Seen from a prefill host, it is at the end of the cable between the two.
         listen = f"tcp://{site.address(node.host)}:0"
-        return checked_config(DecodeConfig, **common, listen=listen, slots=settings.slots)
+        return checked_config(
+            DecodeConfig,
+            **common,
+            listen=listen,
+            slots=settings.slots,
+            prefill_share=settings.prefill_share,
+        )
     config = checked_config(
         PrefillConfig,
         **common,

@@ -149,7 +149,8 @@ class Settings(_Part, frozen=True, kw_only=True):
     kv: type of K and V: f16, q8_0, q4_0 ...; or one each, as q8_0/q4_0
     context_tokens: of one sequence, prompt and answer
     slots: sequences at once on each decode node
-    chunk_tokens: what a prefill node reads at a time
+    chunk_tokens: what a node reads at a time
+    prefill_share: of a decode node's time, the least that prompts get beside running sequences
     threads: of each engine
     prefill_engine: of each prefill node: auto, torch, llama
     seal: of transfers: none, mac (checked), aead (checked and encrypted)
@@ -171,6 +172,7 @@ class Settings(_Part, frozen=True, kw_only=True):
     context_tokens: Positive = 1024
     slots: Positive = 4
     chunk_tokens: Positive = 256
+    prefill_share: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
     threads: Positive = 1
     prefill_engine: Literal["auto", "torch", "llama"] = "llama"
     seal: SealName = "aead"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from hetero.errors import HeteroError
+from hetero.experiment.deploy.llama_server import find_binary
 from hetero.experiment.deploy.model_files import ModelFile, model_file
 from hetero.experiment.deploy.site import make_site
 from hetero.experiment.kv_quality.bench import KVQuality
@@ -49,6 +50,10 @@ def open_bench(recipe: Recipe, folder: RunFolder, say: Say) -> Iterator[Opened]:
         with KVQuality(recipe, model.path) as quality:
             yield Opened(_QualityBench(recipe, quality), usable_cpus(), known)
     else:
+        # Before anything is measured, not at the first of its arms.
+        for peer in (candidate.peer for candidate in recipe.candidates.values()):
+            if peer is not None:
+                find_binary(peer)
         with (
             make_site(recipe.cluster) as site,
             ServingBench(recipe, site, model.path, folder, say) as serving,

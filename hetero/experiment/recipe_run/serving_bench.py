@@ -1,7 +1,7 @@
 """Arms of a serving recipe: a candidate brought up on the recipe's hosts, and load on it."""
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -51,6 +51,7 @@ class ServingBench:
         self._site = site
         self._model = model
         self._folder = folder
+        self._logs = folder.path / "logs"
         self._say = say
         self._load = load_workload(recipe.load)
         self._beside = None if recipe.beside is None else load_workload(recipe.beside)
@@ -100,6 +101,8 @@ class ServingBench:
     ) -> None:
         self._key = self._deployment = None
         self._up.__exit__(kind, error, trace)
+        with suppress(OSError):  # some are there after an error, or there never were any
+            self._logs.rmdir()
 
     def _deployed(self, arm: Arm, repetition: int, settings: Settings) -> Deployment:
         key = (deployment_of(arm), repetition)
@@ -107,7 +110,7 @@ class ServingBench:
             self._key = self._deployment = None
             self._up.close()
             candidate = self._recipe.candidates[str(arm["candidate"])]
-            logs = self._folder.path / "logs" / str(arm["candidate"])
+            logs = self._logs / str(arm["candidate"])
             self._deployment = self._up.enter_context(
                 Deployment(self._site, self._model, candidate, settings, logs, _quiet)
             )

@@ -1,0 +1,156 @@
+"""`hetero run` as users run it: to a report, again from its result, and interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hetero.cli import main
+from hetero.experiment.outcome.result import read_result
+from hetero.experiment.recipe.load import load_recipe, recipe_hash
+
+# Whole and split serving of the demo model on this machine as it is.
+RECIPE = {
+    "kind": "serving",
+    "name": "small",
+    "question": "Does it run?",
+    "cluster": {},
+    "model": {"demo": True},
+    "candidates": {
+        "single": {"decode": ["here"]},
+        "split": {"prefill": ["here"], "decode": ["here"], "settings": {"route": "split"}},
+    },
+    "settings": {"context_tokens": 128, "slots": 2, "chunk_tokens": 32, "requests": 2},
+    "load": {"prompt": 64, "output": 4},
+    "vary": {"concurrency": [1, 2]},
+    "repetitions": 2,
+    "slo": "ttft_p95:60s",
+    "figures": {
+        "ttft": {
+            "kind": "ratio",
+            "metric": "ttft_p50",
+            "of": {"candidate": "split"},
+            "to": {"candidate": "single"},
+            "at": {"concurrency": 1},
+            "says": "time to first token, split over single",
+        },
+    },
+    "checks": [{"metric": "error_share", "at_most": 0}, {"metric": "goodput", "at_least": 1e-6}],
+    "plots": [{"kind": "lines", "title": "Small", "x": "concurrency", "y": ["ttft_p50"]}],
+}
+
+
+def written(folder, **changes):
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | changes))
+    return path
+
+
+def run(capsys, *arguments):
+    status = main.main(["run", *map(str, arguments), "--busy"])
+    return status, *capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_a_recipe_becomes_a_result_that_alone_is_enough_to_run_it_again(tmp_path, capsys):
+    first, second = tmp_path / "results", tmp_path / "elsewhere"
+    status, out, err = run(capsys, written(tmp_path), "--results", first, "--check", "--json")
+    assert status == 0, err
+    told = json.loads(out.splitlines()[-1])
+    assert [check["held"] for check in told["checks"]] == [True, True]
+    folder = Path(told["results"])
+    assert folder.parent == first / "small"
+    assert "[8/8]" in err
+
+    result = read_result(folder)
+    assert len(result.arms) == 8
+    assert result.arms[0].samples["ttft"]
+    assert {"router_cores", "load_cores", "throughput"} <= result.arms[0].scalars.keys()
+    assert "time_to_first_token" in result.arms[0].aiperf
+    assert result.model["hash"]
+    requests = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
+    assert len(requests) == sum(run.num_records for run in [*result.arms, *result.dropped])
+    assert {request["route"]["kind"] for request in requests} == {"local", "split"}
+    report = (folder / "report.md").read_text()
+    assert report.startswith("# Does it run?\n\n- **ttft**")
+    assert list(folder.glob("*.png"))
+    assert list(folder.glob("*.svg"))
+    assert not (folder / "logs").exists()
+
+    # Of the folder only this file is needed.
+    alone = tmp_path / "mailed.json"
+    alone.write_bytes((folder / "result.json").read_bytes())
+    status, out, err = run(capsys, alone, "--results", second, "--json")
+    assert status == 0, err
+    again = read_result(Path(json.loads(out.splitlines()[-1])["results"]))
+    assert again.recipe_hash == result.recipe_hash == recipe_hash(load_recipe(alone))
+    assert again.recipe == result.recipe
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(tmp_path):
+    recipe, results = written(tmp_path), tmp_path / "results"
+    command = [sys.executable, "-m", "hetero", "run", recipe, "--results", results, "--busy"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as running:
+        for line in running.stderr:
+            if line.startswith("[2/8]"):
+                running.send_signal(signal.SIGINT)
+                break
+        rest = running.stderr.read()
+    assert running.returncode == 130
+    assert "stopped; what was measured is kept" in rest
+    assert "Traceback" not in rest
+    (folder,) = (results / "small").iterdir()
+    num_lines = len((folder / "journal.jsonl").read_text().splitlines())
+    assert num_lines >= 2
+
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "going on with this run" in done.stderr
+    assert list((results / "small").iterdir()) == [folder]
+    assert len(read_result(folder).arms) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"lod": "chat"}, "lod: no such key; did you mean load"),
+        ({"model": {"file": "/nowhere.gguf", "hash": "0" * 64}}, "none at /nowhere.gguf"),
+        ({"load": "chatt"}, "did you mean chat"),
+        (
+            {"candidates": {"a": {"peer": {"server": "llama-server", "binary": "/nowhere"}}}},
+            "have no program /nowhere",
+        ),
+    ],
+)
+def test_what_can_not_be_run_is_refused_before_anything_is_measured(
+    changes, complaint, tmp_path, capsys
+):
+    figure = {"kind": "value", "metric": "ttft_p50", "at": {"concurrency": 1}, "says": "x"}
+    if "candidates" in changes:
+        changes = changes | {"figures": {"ttft": figure}}
+    status, _, err = run(capsys, written(tmp_path, **changes), "--results", tmp_path / "results")
+    assert status in (1, 2)
+    assert complaint in err
+    assert "Traceback" not in err
+
+
+def test_another_program_that_computes_here_is_a_reason_not_to_begin(tmp_path, capsys):
+    # Nobody's child here: what a run starts itself does not count.
+    start = f"'{sys.executable}' -c 'while True: pass' >/dev/null & echo $!"
+    hog = int(subprocess.run(["sh", "-c", start], stdout=subprocess.PIPE, text=True).stdout)
+    try:
+        status = main.main(["run", str(written(tmp_path)), "--results", str(tmp_path / "r")])
+    finally:
+        os.kill(hog, signal.SIGKILL)
+    err = capsys.readouterr().err
+    assert status == 1
+    assert "other processes that take" in err
+    assert "--busy" in err
+    assert not (tmp_path / "r").exists()
