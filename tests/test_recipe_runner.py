@@ -189,7 +189,8 @@ def test_another_recipe_or_a_finished_run_is_not_resumed(tmp_path, folder_at):
     folder = folder_at(tmp_path)
     assert unfinished_folder(tmp_path, "other", MACHINE) is None
     assert unfinished_folder(tmp_path, "abc", MACHINE | {"usable_cores": 4}) is None
-    (folder.path / "result.json").write_text("{}")
+    assert unfinished_folder(tmp_path, "abc", MACHINE) == folder.path
+    folder.finished()
     assert unfinished_folder(tmp_path, "abc", MACHINE) is None
 
 
@@ -200,6 +201,7 @@ def test_a_second_run_of_a_day_gets_a_folder_of_its_own(tmp_path, opened):
 
 def test_calibration_outlives_an_interruption(tmp_path, folder_at, opened):
     folder = folder_at(tmp_path)
+    run_arms([(A, 0)], CountingBench(), Steady(), folder, lambda line: None)
     folder.calibrate("kv_bytes_per_s q8_0", 1.5e6)
     folder.close()
     assert opened(RunFolder(folder.path)).header.calibration == {"kv_bytes_per_s q8_0": 1.5e6}
@@ -230,3 +232,9 @@ def test_without_cores_no_pilot_flies(tmp_path, folder_at):
         run_arms([(A, 0)], CountingBench(), pilots, folder, lambda line: None)
     assert folder.runs[0].pilot is None
     assert Path(folder.path, JOURNAL).exists()
+
+
+def test_a_run_that_measured_nothing_leaves_nothing(tmp_path, folder_at):
+    folder = folder_at(tmp_path)
+    folder.close()
+    assert not folder.path.exists()

@@ -73,6 +73,7 @@ def test_a_recipe_becomes_a_result_that_alone_is_enough_to_run_it_again(tmp_path
     assert {"router_cores", "load_cores", "throughput"} <= result.arms[0].scalars.keys()
     assert "time_to_first_token" in result.arms[0].aiperf
     assert result.model["hash"]
+    assert result.profiles["ceilings"]["read_gb_s"] > 0
     requests = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
     assert len(requests) == sum(run.num_records for run in [*result.arms, *result.dropped])
     assert {request["route"]["kind"] for request in requests} == {"local", "split"}
@@ -139,6 +140,7 @@ def test_what_can_not_be_run_is_refused_before_anything_is_measured(
     assert status in (1, 2)
     assert complaint in err
     assert "Traceback" not in err
+    assert not list((tmp_path / "results").glob("*/*"))
 
 
 def test_another_program_that_computes_here_is_a_reason_not_to_begin(tmp_path, capsys):

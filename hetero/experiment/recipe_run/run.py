@@ -1,12 +1,11 @@
 """A recipe from its file to its results: `hetero run`."""
 
-from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from hetero.errors import HeteroError
 from hetero.experiment.outcome.finish import finish
 from hetero.experiment.outcome.result import Result
 from hetero.experiment.recipe.arms import arms_of, plan_order
@@ -23,8 +22,16 @@ from hetero.experiment.recipe_run.run_folder import (
     unfinished_folder,
 )
 from hetero.experiment.recipe_run.runner import Say, run_arms
+from hetero.profile.ceilings.measure import measure_ceilings
 from hetero.profile.facts.collect import collect_facts
+from hetero.profile.facts.report import Facts
+from hetero.profile.node.cores import engine_cpus
+from hetero.profile.node_profile import Ceilings
 from hetero.profile.provenance import provenance
+
+# Enough to tell one machine from another; `hetero profile node` says it better.
+_CEILINGS_S = 5.0
+_CEILINGS_BYTES = 2 * 2**30
 
 
 def run_recipe(
@@ -37,13 +44,15 @@ def run_recipe(
     """
     if not busy:
         check_quiet()
+    facts = collect_facts()
     folder = _folder(recipe, results / recipe.name, say, fresh=fresh)
-    try:
-        with open_bench(recipe, folder, say) as (bench, cpus, model), Pilots(cpus) as pilots:
-            order = plan_order(arms_of(recipe), recipe.repetitions, recipe.seed)
-            run_arms(order, bench, pilots, folder, say)
-    finally:
-        folder.close()
+    with closing(folder), open_bench(recipe, folder, say) as opened:
+        if not folder.header.profiles:
+            ceilings = _ceilings(facts, folder.path)
+            folder.keep_profiles({"ceilings": msgspec.to_builtins(ceilings)})
+        order = plan_order(arms_of(recipe), recipe.repetitions, recipe.seed)
+        with Pilots(opened.cpus) as pilots:
+            run_arms(order, opened.bench, pilots, folder, say)
     header = folder.header
     result = Result(
         recipe=recipe,
@@ -52,18 +61,20 @@ def run_recipe(
         began=folder.runs[0].started,
         ended=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine_label(header.provenance),
-        model=model,
+        model=opened.model,
         provenance=header.provenance,
-        facts=msgspec.to_builtins(collect_facts()),
+        facts=msgspec.to_builtins(facts),
         seeds={"load and order": recipe.seed},
         calibration=header.calibration,
         profiles=header.profiles,
         arms=folder.runs,
     )
-    return folder.path, finish(folder.path, result, say)
+    result = finish(folder.path, result, say)
+    folder.finished()
+    return folder.path, result
 
 
-def _folder(recipe: Recipe, root: Path, say: Callable[[str], None], *, fresh: bool) -> RunFolder:
+def _folder(recipe: Recipe, root: Path, say: Say, *, fresh: bool) -> RunFolder:
     now = provenance()
     digest = recipe_hash(recipe)
     found = None if fresh else unfinished_folder(root, digest, now["machine"])
@@ -76,8 +87,14 @@ def _folder(recipe: Recipe, root: Path, say: Callable[[str], None], *, fresh: bo
         folder.close()
         say(f"{found}: left as it is, since it was begun with other versions; beginning anew")
     header = RunHeader(recipe=msgspec.to_builtins(recipe), recipe_hash=digest, provenance=now)
-    name = f"{now['date'][:10]}_{machine_label(now)}"
-    try:
-        return make_folder(root, name, header)
-    except OSError as error:
-        raise HeteroError(f"{root}: can't write: {error.strerror or error}") from None
+    return make_folder(root, f"{now['date'][:10]}_{machine_label(now)}", header)
+
+
+def _ceilings(facts: Facts, folder: Path) -> Ceilings:
+    return measure_ceilings(
+        numa=engine_cpus(facts),
+        folder=folder,
+        seconds=_CEILINGS_S,
+        max_bytes=_CEILINGS_BYTES,
+        say=lambda line: None,
+    )

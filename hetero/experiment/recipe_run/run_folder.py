@@ -2,7 +2,7 @@
 
     run.json         what is being run, written first
     journal.jsonl    a line for each arm measured (`ArmRun`)
-    requests.jsonl   a line for each request of those
+    requests.jsonl   a line for each request of those; the others go when there is a result
 
 An arm's requests are written before its line in the journal, and that line says where they end:
 what lies beyond is of an arm that did not finish, and is cut off.
@@ -22,7 +22,7 @@ import msgspec
 from hetero.errors import ConfigError, HeteroError
 from hetero.experiment.outcome.arm_run import ArmRun
 
-JOURNAL, REQUESTS, HEADER, RESULT = "journal.jsonl", "requests.jsonl", "run.json", "result.json"
+JOURNAL, REQUESTS, HEADER = "journal.jsonl", "requests.jsonl", "run.json"
 
 
 class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +66,7 @@ class RunFolder:
 
     def append(self, run: ArmRun, records: Sequence[Any]) -> None:
         """Raises: HeteroError if the disk does not take it."""
-        lines = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+        lines = b"".join(_line(record) for record in records)
         end = self._requests_end + len(lines)
         entry = msgspec.json.encode(JournalLine(run=run, requests_end=end)) + b"\n"
         try:
@@ -79,13 +79,29 @@ class RunFolder:
         self.runs.append(run)
 
     def calibrate(self, name: str, value: float) -> None:
-        known = self.header.calibration | {name: value}
-        self.header = msgspec.structs.replace(self.header, calibration=known)
-        _write_header(self.path, self.header)
+        self._change(calibration=self.header.calibration | {name: value})
+
+    def keep_profiles(self, profiles: dict[str, Any]) -> None:
+        self._change(profiles=profiles)
+
+    def finished(self) -> None:
+        """Its result is written, and has all that is here."""
+        for name in (JOURNAL, HEADER):
+            (self.path / name).unlink()
 
     def close(self) -> None:
+        """A run that measured nothing leaves nothing, but what its processes said."""
         self._journal.close()
         self._requests.close()
+        if not self.runs:
+            for name in (JOURNAL, REQUESTS, HEADER):
+                (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.rmdir()
+
+    def _change(self, **fields: Any) -> None:
+        self.header = msgspec.structs.replace(self.header, **fields)
+        _write_header(self.path, self.header)
 
     def _cut_back(self) -> None:
         """To what was whole before; the next to open the folder would do the same."""
@@ -111,11 +127,9 @@ def make_folder(root: Path, name: str, header: RunHeader) -> RunFolder:
 
 
 def unfinished_folder(root: Path, recipe_hash: str, machine: dict[str, Any]) -> Path | None:
-    """The newest run of this very recipe on this machine that has no result yet."""
+    """The newest run of this very recipe on this machine that is not finished."""
     found = []
     for file in root.glob(f"*/{HEADER}"):
-        if (file.parent / RESULT).exists():
-            continue
         try:
             header = _read_header(file.parent)
         except HeteroError:
@@ -175,6 +189,21 @@ def _decode(line: bytes, path: Path) -> JournalLine:
             f"{path / JOURNAL}: need an arm's run in each line, have: {error}; the run can't go "
             "on: start it anew with --fresh"
         ) from None
+
+
+def _line(record: Any) -> bytes:
+    return msgspec.json.encode(rounded(msgspec.to_builtins(record))) + b"\n"
+
+
+def rounded(value: Any) -> Any:
+    """Clocks have no more than eight digits that mean anything; a file of all is twice as long."""
+    if isinstance(value, float):
+        return float(f"{value:.8g}")
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(each) for each in value]
+    return value
 
 
 def _open_at(path: Path, end: int) -> FileIO:

@@ -8,7 +8,7 @@ from typing import Protocol
 from hetero.experiment.outcome.arm_run import Arm, ArmRun, Pilot
 from hetero.experiment.outcome.measured import Measured
 from hetero.experiment.recipe.arms import arm_text
-from hetero.experiment.recipe_run.run_folder import RunFolder
+from hetero.experiment.recipe_run.run_folder import RunFolder, rounded
 
 Say = Callable[[str], None]
 
@@ -84,12 +84,12 @@ def _measure(
         attempt=attempt,
         started=started,
         seconds=time.monotonic() - clock,
-        scalars=measured.scalars,
-        samples=measured.samples,
+        scalars=rounded(measured.scalars),
+        samples=rounded(measured.samples),
         pilot=pilot if before else None,
         marks=marks,
         settings=measured.settings,
-        aiperf=measured.aiperf,
+        aiperf=rounded(measured.aiperf),
         num_records=len(measured.records),
     )
     return run, measured.records
