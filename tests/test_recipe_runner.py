@@ -9,6 +9,7 @@ import pytest
 
 from hetero.errors import EngineError, HeteroError
 from hetero.experiment.outcome.measured import Measured
+from hetero.experiment.outcome.values import counted
 from hetero.experiment.recipe_run.pilots import Pilots
 from hetero.experiment.recipe_run.run_folder import (
     JOURNAL,
@@ -19,7 +20,7 @@ from hetero.experiment.recipe_run.run_folder import (
     make_folder,
     unfinished_folder,
 )
-from hetero.experiment.recipe_run.runner import MOST_ATTEMPTS, counting_runs, run_arms
+from hetero.experiment.recipe_run.runner import MOST_ATTEMPTS, run_arms
 
 A, B = {"candidate": "single"}, {"candidate": "split"}
 ORDER = [(A, 0), (B, 0), (B, 1), (A, 1)]
@@ -93,7 +94,7 @@ def test_an_arm_in_which_the_machine_drifted_is_measured_again_and_only_the_last
     pilots = Drifting(1.0, 1.06, 1.0, 1.04)
     run_arms([(A, 0)], CountingBench(), pilots, folder, lambda line: None)
     assert [run.attempt for run in folder.runs] == [0, 1]
-    (counting,) = counting_runs(folder.runs)
+    (counting,) = counted(folder.runs)
     assert counting.attempt == 1
     assert counting.marks == []
     assert folder.runs[0].marks == ["the machine drifted by 6% meanwhile"]
@@ -105,7 +106,7 @@ def test_a_machine_that_always_drifts_is_tried_three_times_and_the_result_says_s
     folder = folder_at(tmp_path)
     run_arms([(A, 0)], CountingBench(), Drifting(*[1.0, 1.2] * 9), folder, lambda line: None)
     assert len(folder.runs) == MOST_ATTEMPTS
-    assert counting_runs(folder.runs)[0].marks == ["the machine drifted by 20% meanwhile"]
+    assert counted(folder.runs)[0].marks == ["the machine drifted by 20% meanwhile"]
 
 
 @pytest.mark.parametrize("error", [EngineError("decode-0: ended"), KeyboardInterrupt()])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,14 @@ import yaml
 from hetero.cli import main
 from hetero.experiment.outcome.result import read_result
 from hetero.experiment.recipe.load import load_recipe, recipe_hash
+
+needs_lab = pytest.mark.skipif(
+    sys.platform != "linux"
+    or os.geteuid() != 0
+    or not all(shutil.which(tool) for tool in ("ip", "tc"))
+    or len(os.sched_getaffinity(0)) < 2,
+    reason="a lab of two hosts needs Linux, root, iproute2 and two cores",
+)
 
 # Whole and split serving of the demo model on this machine as it is.
 RECIPE = {
@@ -91,6 +100,46 @@ def test_a_recipe_becomes_a_result_that_alone_is_enough_to_run_it_again(tmp_path
     again = read_result(Path(json.loads(out.splitlines()[-1])["results"]))
     assert again.recipe_hash == result.recipe_hash == recipe_hash(load_recipe(alone))
     assert again.recipe == result.recipe
+
+
+@needs_lab
+@pytest.mark.slow
+def test_every_arm_of_a_lab_gets_the_wire_it_asks_for(tmp_path, capsys):
+    split = {"prefill": ["a"], "decode": ["b"]}
+    changes = {
+        "cluster": {"lab": {"hosts": {"a": {}, "b": {}}, "rate": "200mbit"}},
+        "candidates": {
+            "by-ratio": split | {"settings": {"route": "split"}},
+            "as-the-lab-is": {"decode": ["b"], "ignores": ["wire_ratio"]},
+        },
+        "settings": RECIPE["settings"] | {"concurrency": 1},
+        "vary": {"wire_ratio": [0.5, 2]},
+        "repetitions": 1,
+        "figures": {
+            "exposed": {
+                "kind": "value",
+                "metric": "exposed_p50",
+                "at": {"candidate": "by-ratio", "wire_ratio": 2},
+                "says": "exposed transfer",
+            }
+        },
+        "plots": [],
+    }
+    status, out, err = run(
+        capsys, written(tmp_path, **changes), "--results", tmp_path / "results", "--json"
+    )
+    assert status == 0, err
+    result = read_result(Path(json.loads(out.splitlines()[-1])["results"]))
+    links = {
+        (run.arm["candidate"], run.arm.get("wire_ratio")): run.settings["link_bits_per_s"]
+        for run in result.arms
+    }
+    yielded = result.calibration["kv_bytes_per_s f16 repetition 1"]
+    assert links == {
+        ("by-ratio", 0.5): round(8 * yielded / 0.5),
+        ("by-ratio", 2): round(8 * yielded / 2),
+        ("as-the-lab-is", None): 200_000_000,
+    }
 
 
 @pytest.mark.slow

@@ -64,7 +64,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     @property
     def latency_s(self) -> float | None:
-        return None if self.ended_s is None else self.ended_s - self.due_s
+        """To the last piece; a stream may end later, as when the server adds its figures."""
+        return self.piece_s[-1] - self.due_s if self.piece_s else None
 
     @property
     def late_s(self) -> float:

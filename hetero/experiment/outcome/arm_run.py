@@ -31,15 +31,23 @@ class ArmRun(msgspec.Struct, frozen=True, kw_only=True):
 
     arm: Arm
     repetition: int
-    attempt: int  # from 0; those before it drifted, and do not count
+    attempt: int  # from 0; the steadiest counts
     started: str  # ISO 8601
     seconds: float
     scalars: dict[str, float]
     samples: dict[str, list[float]]
     pilot: Pilot | None
+    steal_share: float | None = None  # of the machine's time meanwhile, given to other guests
+    others_cores: float | None = None  # taken by other processes, and by the kernel for anybody
     marks: list[str]  # what a reader must know of it: "emulated: rtx-3090", "drifted by 8%"
     settings: dict[
         str, Any
     ]  # all of them, as they were; a rate in bits per second, where it was set
     aiperf: dict[str, Any]  # the same metrics in the shape that AIPerf exports
     num_records: int  # lines of requests.jsonl that are its
+
+    @property
+    def unsteadiness(self) -> float:
+        """How far the machine was from being one and the same during the arm; 0 is steady."""
+        drift = 0.0 if self.pilot is None else self.pilot.drift
+        return max(drift, self.steal_share or 0.0)

@@ -9,13 +9,22 @@ from hetero.experiment.outcome.units import number_text, scale_of
 from hetero.experiment.recipe.figures import GridPlot, Value
 
 # More columns than that are no table to read.
-_MAX_METRICS = 8
+_MAX_METRICS = 12
 
 # Where a recipe asks for less.
 _ALWAYS = {
-    "serving": ("ttft_p50", "ttft_p95", "tpot_p50", "throughput", "error_share"),
+    "serving": (
+        "ttft_p50",
+        "ttft_p95",
+        "tpot_p50",
+        "throughput",
+        "error_share",
+        "late_p95",
+        "load_cores",
+        "router_cores",
+    ),
     "kv-quality": ("kld_mean", "recall_share", "same_top"),
-    "kv-wire": ("bytes_per_s_p50", "source_cores", "sink_cores"),
+    "kv-wire": ("kv_bytes_per_s", "source_cores", "sink_cores"),
 }
 
 

@@ -72,10 +72,10 @@ def _calibration(measured: dict[str, float]) -> str:
     for name, value in measured.items():
         what, _, of = name.partition(" ")
         if what == "kv_bytes_per_s":
-            parts.append(f"prefill yields {quantity_text(8 * value, 'bit/s')} of KV at {of}")
+            parts.append(f"prefill yields {quantity_text(8 * value, 'bit/s')} of KV, {of}")
         else:
             parts.append(f"{name} {number_text(value)}")
-    return f"Measured once, and the same for all arms: {', '.join(parts)}."
+    return f"Measured once, for all arms that it is of: {', '.join(parts)}."
 
 
 def _intervals(repetitions: int) -> str:
@@ -97,9 +97,12 @@ def _drift(result: Result) -> Iterator[str]:
             "A fixed piece of work before and after each arm shows whether the machine kept its "
             f"speed; it changed by {max(pilots):.1%} at most in what counts."
         )
+    steals = [run.steal_share for run in result.arms if run.steal_share is not None]
+    if steals:
+        yield f"Other guests of this machine took {max(steals):.1%} of its time at most meanwhile."
     if result.dropped:
         yield from _some(
-            f"Attempts repeated, since the machine's speed changed in them, {len(result.dropped)}",
+            f"Attempts that a steadier one replaced, {len(result.dropped)}",
             [
                 f"{arm_text(run.arm)}, repetition {run.repetition}"
                 + (f" (by {run.pilot.drift:.1%})" if run.pilot is not None else "")

@@ -23,13 +23,14 @@ def arm_key(arm: Arm) -> str:
 
 
 def counted(runs: Sequence[ArmRun]) -> list[ArmRun]:
-    """The last attempt of each repetition of each arm, in the order they were measured."""
-    last: dict[tuple[str, int], ArmRun] = {}
+    """Of each repetition of each arm the attempt during which the machine was steadiest, in the
+    order they were measured. Which one that is does not depend on what it found."""
+    best: dict[tuple[str, int], ArmRun] = {}
     for run in runs:
         key = (arm_key(run.arm), run.repetition)
-        if key not in last or run.attempt > last[key].attempt:
-            last[key] = run
-    kept = {id(run) for run in last.values()}
+        if key not in best or run.unsteadiness < best[key].unsteadiness:
+            best[key] = run
+    kept = {id(run) for run in best.values()}
     return [run for run in runs if id(run) in kept]
 
 

@@ -3,6 +3,7 @@
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -52,7 +53,8 @@ def run_recipe(
             folder.keep_profiles({"ceilings": msgspec.to_builtins(ceilings)})
         order = plan_order(arms_of(recipe), recipe.repetitions, recipe.seed)
         with Pilots(opened.cpus) as pilots:
-            run_arms(order, opened.bench, pilots, folder, say)
+            marks = ["measured although other programs may have run (--busy)"] if busy else []
+            run_arms(order, opened.bench, pilots, folder, say, marks)
     header = folder.header
     result = Result(
         recipe=recipe,
@@ -80,14 +82,21 @@ def _folder(recipe: Recipe, root: Path, say: Say, *, fresh: bool) -> RunFolder:
     found = None if fresh else unfinished_folder(root, digest, now["machine"])
     if found is not None:
         folder = RunFolder(found)
-        then = folder.header.provenance
-        if (then["commit"], then["versions"]) == (now["commit"], now["versions"]):
+        if _is_same_code(folder.header.provenance, now):
             say(f"{found}: going on with this run")
             return folder
         folder.close()
         say(f"{found}: left as it is, since it was begun with other versions; beginning anew")
     header = RunHeader(recipe=msgspec.to_builtins(recipe), recipe_hash=digest, provenance=now)
     return make_folder(root, f"{now['date'][:10]}_{machine_label(now)}", header)
+
+
+def _is_same_code(then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """And system. Of a checkout with changes nobody knows: two of them may be anything."""
+    if (then["commit"] or "").endswith("+"):
+        return False
+    same = all(then[key] == now[key] for key in ("commit", "versions"))
+    return same and then["machine"]["system"] == now["machine"]["system"]
 
 
 def _ceilings(facts: Facts, folder: Path) -> Ceilings:

@@ -7,14 +7,21 @@ from typing import Protocol
 
 from hetero.experiment.outcome.arm_run import Arm, ArmRun, Pilot
 from hetero.experiment.outcome.measured import Measured
+from hetero.experiment.outcome.values import arm_key
 from hetero.experiment.recipe.arms import arm_text
 from hetero.experiment.recipe_run.run_folder import RunFolder, rounded
+from hetero.profile.node.noise import CPUWatch
 
 Say = Callable[[str], None]
 
-# Of the pilot, from before an arm to after it: more, and the arm is measured again.
-MOST_DRIFT = 0.05
+# Of the pilot, from before an arm to after it, and of what other guests of a virtual machine took
+# meanwhile: more, and the arm is measured again.
+MOST_UNSTEADY = 0.05
 MOST_ATTEMPTS = 3
+
+# As for profiles. The kernel's work for packets counts here, too, so it is only said.
+_MANY_OTHERS_CORES = 0.3
+_WATCHED_S = 2.0
 
 
 class Bench(Protocol):
@@ -34,12 +41,13 @@ def run_arms(
     pilots: PilotRun,
     folder: RunFolder,
     say: Say,
+    marks: Sequence[str] = (),
 ) -> None:
     """Measures what the folder does not hold yet.
 
-    An arm during which the machine changed is measured again, up to three times in all; the last
-    attempt counts, with a mark if it drifted, too. Raises: what the bench raises; all arms before
-    are kept.
+    An arm during which the machine changed is measured again, up to three times in all; the
+    steadiest attempt counts, with a mark if it was not steady either. marks: of all arms. Raises:
+    what the bench raises; all arms before are kept.
     """
     done = _Progress(order, folder.runs)
     if done.num_done:
@@ -49,35 +57,40 @@ def run_arms(
             continue
         first = done.attempts(arm, repetition)
         for attempt in range(first, MOST_ATTEMPTS):
-            run, records = _measure(arm, repetition, attempt, bench, pilots)
+            run, records = _measure(arm, repetition, attempt, bench, pilots, marks)
             folder.append(run, records)
             done.add(run)
             say(done.line(run))
-            if not has_drifted(run):
+            if not is_unsteady(run):
                 break
 
 
-def has_drifted(run: ArmRun) -> bool:
-    return run.pilot is not None and run.pilot.drift > MOST_DRIFT
-
-
-def counting_runs(runs: Sequence[ArmRun]) -> list[ArmRun]:
-    """The last attempt of each arm and repetition, in the order they were made."""
-    last = {_key(run.arm, run.repetition): run for run in runs}
-    return [run for run in runs if last[_key(run.arm, run.repetition)] is run]
+def is_unsteady(run: ArmRun) -> bool:
+    return run.unsteadiness > MOST_UNSTEADY
 
 
 def _measure(
-    arm: Arm, repetition: int, attempt: int, bench: Bench, pilots: PilotRun
+    arm: Arm,
+    repetition: int,
+    attempt: int,
+    bench: Bench,
+    pilots: PilotRun,
+    marks: Sequence[str],
 ) -> tuple[ArmRun, list[object]]:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     clock = time.monotonic()
     before = pilots.run()
+    watch = CPUWatch()
     measured = bench.measure(arm, repetition)
+    steal, others_cores = _taken(watch, time.monotonic() - clock)
     pilot = Pilot(before_s=before, after_s=pilots.run())
-    marks = list(measured.marks)
-    if pilot.drift > MOST_DRIFT:
-        marks.append(f"the machine drifted by {pilot.drift:.0%} meanwhile")
+    said = [*marks, *measured.marks]
+    if pilot.drift > MOST_UNSTEADY:
+        said.append(f"the machine drifted by {pilot.drift:.0%} meanwhile")
+    if steal is not None and steal > MOST_UNSTEADY:
+        said.append(f"other guests took {steal:.0%} of the machine meanwhile")
+    if others_cores is not None and others_cores > _MANY_OTHERS_CORES:
+        said.append(f"other processes took {others_cores:.1f} cores meanwhile")
     run = ArmRun(
         arm=arm,
         repetition=repetition,
@@ -87,12 +100,23 @@ def _measure(
         scalars=rounded(measured.scalars),
         samples=rounded(measured.samples),
         pilot=pilot if before else None,
-        marks=marks,
+        steal_share=steal,
+        others_cores=others_cores,
+        marks=said,
         settings=measured.settings,
         aiperf=rounded(measured.aiperf),
         num_records=len(measured.records),
     )
     return run, measured.records
+
+
+def _taken(watch: CPUWatch, seconds: float) -> tuple[float | None, float | None]:
+    """What other guests took, as a share, and other processes, in cores. The kernel counts in
+    hundredths of a second: of less than some seconds it says nothing."""
+    if seconds < _WATCHED_S:
+        return None, None
+    taken = watch.taken()
+    return taken.steal, taken.others_cores
 
 
 class _Progress:
@@ -101,7 +125,7 @@ class _Progress:
 
     def __init__(self, order: Sequence[tuple[Arm, int]], runs: Sequence[ArmRun]) -> None:
         self._order = order
-        self._runs: dict[str, list[ArmRun]] = {}
+        self._runs: dict[tuple[str, int], list[ArmRun]] = {}
         for run in runs:
             self.add(run)
 
@@ -110,19 +134,19 @@ class _Progress:
         return sum(self.has(arm, repetition) for arm, repetition in self._order)
 
     def add(self, run: ArmRun) -> None:
-        self._runs.setdefault(_key(run.arm, run.repetition), []).append(run)
+        self._runs.setdefault((arm_key(run.arm), run.repetition), []).append(run)
 
     def attempts(self, arm: Arm, repetition: int) -> int:
-        return len(self._runs.get(_key(arm, repetition), ()))
+        return len(self._runs.get((arm_key(arm), repetition), ()))
 
     def has(self, arm: Arm, repetition: int) -> bool:
-        runs = self._runs.get(_key(arm, repetition), [])
-        return bool(runs) and (not has_drifted(runs[-1]) or len(runs) >= MOST_ATTEMPTS)
+        runs = self._runs.get((arm_key(arm), repetition), [])
+        return bool(runs) and (not is_unsteady(runs[-1]) or len(runs) >= MOST_ATTEMPTS)
 
     def line(self, run: ArmRun) -> str:
         again = ""
-        if has_drifted(run) and not self.has(run.arm, run.repetition):
-            again = ", the machine drifted: again"
+        if is_unsteady(run) and not self.has(run.arm, run.repetition):
+            again = ", the machine was not steady: again"
         left = f"about {_duration(self._left_s())} left" if self.num_left else "the last"
         return (
             f"[{self.num_done}/{len(self._order)}] {arm_text(run.arm)}, repetition "
@@ -144,10 +168,6 @@ class _Progress:
             for arm, repetition in self._order
             if not self.has(arm, repetition)
         )
-
-
-def _key(arm: Arm, repetition: int) -> str:
-    return f"{repetition} {sorted(arm.items())}"
 
 
 def _duration(seconds: float) -> str:

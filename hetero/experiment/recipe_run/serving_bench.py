@@ -3,6 +3,7 @@
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Self
 
@@ -15,7 +16,6 @@ from hetero.experiment.deploy.site import Site
 from hetero.experiment.load.metrics import measure
 from hetero.experiment.load.plan import LoadPlan
 from hetero.experiment.load.record import RequestRecord
-from hetero.experiment.load.slo import parse_slo
 from hetero.experiment.outcome.arm_run import Arm
 from hetero.experiment.outcome.measured import Measured
 from hetero.experiment.recipe.arms import deployment_of, settings_of
@@ -29,12 +29,16 @@ from hetero.model.gguf_file import GGUFFile
 from hetero.model.spec import gguf_to_spec
 from hetero.workload.named import load_workload
 from hetero.workload.schedule import Schedule
+from hetero.workload.trace import Trace
 
 # Before each load, on top of what a node does when it starts: pages, caches, connections.
 _WARM_UP_REQUESTS = 2
 
 # Prompts that a fresh deployment reads, so that the wire's rate can follow from how fast it does.
-_CALIBRATION_REQUESTS = 3
+_CALIBRATION_REQUESTS = 6
+
+# In all, where the recipe does not say; else four for each concurrent one.
+_LEAST_REQUESTS = 8
 
 # Enough for the load beside: it is repeated while the main one lasts.
 _BESIDE_SESSIONS = 64
@@ -55,7 +59,6 @@ class ServingBench:
         self._say = say
         self._load = load_workload(recipe.load)
         self._beside = None if recipe.beside is None else load_workload(recipe.beside)
-        self._bounds = parse_slo(recipe.slo)
         self._spec = gguf_to_spec(GGUFFile.open(model))
         self._up = ExitStack()
         self._deployment: Deployment | None = None
@@ -66,24 +69,26 @@ class ServingBench:
         assert isinstance(settings, Settings)
         candidate = self._recipe.candidates[str(arm["candidate"])]
         deployment = self._deployed(arm, repetition, settings)
+        # Other prompts in each repetition, the same for all arms of one.
+        seed = 1000 * self._recipe.seed + repetition
+        schedule = self._schedule(settings, seed)
         used = msgspec.to_builtins(settings) | {"versions": deployment.versions}
-        link = self._link_bits_per_s(settings, deployment)
-        if link is not None:
-            self._site.set_link(rate_text(link))
-            used["link_bits_per_s"] = link
+        used |= self._set_link(settings, deployment, repetition)
         before, clock = deployment.cpu_seconds(), time.monotonic()
-        loaded = self._run(deployment, self._plan(deployment, settings, repetition))
+        loaded = self._run(deployment, self._plan(deployment, settings, schedule, seed))
         seconds = time.monotonic() - clock
         after = deployment.cpu_seconds()
-        found = measure(loaded.records, self._bounds)
         cores = {f"{name}_cores": (after[name] - before[name]) / seconds for name in after}
-        marks = [
-            f"emulated: {device.preset} (host {host})"
-            for host, device in candidate.emulated.items()
-        ]
+        emulated = candidate.emulated.items()
+        marks = [f"emulated: {device.preset} (host {host})" for host, device in emulated]
+        if schedule.num_clipped or schedule.num_dropped:
+            marks.append(
+                f"in a context of {settings.context_tokens} tokens {schedule.num_clipped} prompts "
+                f"were cut short, and {schedule.num_dropped} requests left out"
+            )
         return Measured(
-            scalars=loaded.scalars | found.scalars | cores,
-            samples=found.samples,
+            scalars=loaded.scalars | cores,
+            samples=measure(loaded.records).samples,
             records=loaded.records,
             settings=used,
             marks=marks,
@@ -122,62 +127,78 @@ class ServingBench:
         deployment.check_alive()
         return loaded
 
-    def _plan(self, deployment: Deployment, settings: Settings, repetition: int) -> LoadPlan:
-        """Other prompts in each repetition, the same for all arms of one."""
-        seed = 1000 * self._recipe.seed + repetition
+    def _plan(
+        self, deployment: Deployment, settings: Settings, schedule: Schedule, seed: int
+    ) -> LoadPlan:
         beside = None
         if self._beside is not None and settings.beside_rate:
             beside = self._beside.draw(
-                seed, num_sessions=_BESIDE_SESSIONS, rate=settings.beside_rate
+                seed,
+                num_sessions=_BESIDE_SESSIONS,
+                rate=settings.beside_rate,
+                max_tokens_per_sequence=settings.context_tokens,
             )
         return LoadPlan(
             url=deployment.url,
-            schedule=self._schedule(settings, seed),
+            schedule=schedule,
             concurrency=settings.concurrency or 1,
             beside=beside,
-            warmup=_WARM_UP_REQUESTS,
+            warmup=max(_WARM_UP_REQUESTS, settings.concurrency or 1),
             seed=seed,
             route=None if settings.route == "auto" else settings.route,
             slo=self._recipe.slo,
         )
 
-    def _schedule(self, settings: Settings, seed: int) -> Schedule:
+    def _schedule(self, settings: Settings, seed: int, num_requests: int | None = None) -> Schedule:
+        """At the load's own rate, where neither a rate nor a concurrency is said; then a trace is
+        taken whole, unless a number of requests is."""
+        rate = settings.rate
+        if rate is None and settings.concurrency is None:
+            rate = self._load.rate
+        requests = num_requests or settings.requests
+        if requests is None and not (isinstance(self._load, Trace) and rate is not None):
+            requests = max(_LEAST_REQUESTS, 4 * (settings.concurrency or 1))
         return self._load.draw(
             seed,
-            num_requests=settings.requests or max(8, 2 * (settings.concurrency or 1)),
-            rate=settings.rate,
+            num_requests=requests,
+            rate=rate if num_requests is None else None,
             prompt_tokens=settings.prompt_tokens,
             output_tokens=settings.output_tokens,
             max_tokens_per_sequence=settings.context_tokens,
         )
 
-    def _link_bits_per_s(self, settings: Settings, deployment: Deployment) -> int | None:
-        if settings.link_rate is not None:
-            return parse_rate("link_rate", settings.link_rate)
-        if settings.wire_ratio is None:
-            return None
-        return round(8 * self._kv_bytes_per_s(settings, deployment) / settings.wire_ratio)
+    def _set_link(
+        self, settings: Settings, deployment: Deployment, repetition: int
+    ) -> dict[str, int]:
+        """For every arm of a lab: the one before may have had another rate."""
+        lab = self._recipe.cluster.lab
+        if lab is None:
+            return {}
+        rate = parse_rate("link_rate", settings.link_rate or lab.rate)
+        if settings.wire_ratio is not None:
+            yielded = self._kv_bytes_per_s(settings, deployment, repetition, lab.rate)
+            rate = round(8 * yielded / settings.wire_ratio)
+        self._site.set_link(rate_text(rate))
+        return {"link_bits_per_s": rate}
 
-    def _kv_bytes_per_s(self, settings: Settings, deployment: Deployment) -> float:
-        """What prefill yields, at these types; measured once for a run, since the links of all of
-        its arms follow from it."""
-        name = f"kv_bytes_per_s {settings.kv}"
+    def _kv_bytes_per_s(
+        self, settings: Settings, deployment: Deployment, repetition: int, fast_link: str
+    ) -> float:
+        """What prefill yields of this load's prompts, at these types; measured once for each
+        repetition, so that how sure it is shows in how they differ."""
+        name = f"kv_bytes_per_s {settings.kv} repetition {repetition + 1}"
         known = self._folder.header.calibration.get(name)
         if known is not None:
             return known
-        lab = self._recipe.cluster.lab
-        assert lab is not None, "wire_ratio without a lab was refused"
-        self._site.set_link(lab.rate)
-        schedule = self._load.draw(
-            self._recipe.seed, num_requests=_CALIBRATION_REQUESTS, output_tokens=2
-        )
+        self._site.set_link(fast_link)
+        seed = 1000 * self._recipe.seed + repetition
+        schedule = self._schedule(settings, seed, _CALIBRATION_REQUESTS)
         plan = LoadPlan(url=deployment.url, schedule=schedule, warmup=1, route="split")
         records = self._run(deployment, plan).records
         rates = [self._rate_of(record, settings.kv) for record in records if record.is_ok]
         if not rates:
             raise ConfigError("wire_ratio: need a split request to set the link by, have none")
-        rate = sorted(rates)[len(rates) // 2]
-        self._say(f"prefill yields {8e-6 * rate:.0f} Mbit/s of KV at {settings.kv}")
+        rate = median(rates)
         self._folder.calibrate(name, rate)
         return rate
 
