@@ -13,6 +13,7 @@ from hetero.errors import ConfigError
 from hetero.experiment.figures import Say
 from hetero.experiment.kv_quality.needles import needle_passages
 from hetero.experiment.kv_quality.passages import (
+    LIST_VALUE,
     Passage,
     draws,
     read_text,
@@ -80,7 +81,8 @@ class KVQuality:
 
     def measure(self, settings: QualitySettings, repetition: int, say: Say) -> Measured:
         """Recall of the demo model's lists, by another model of codes hidden in the texts; and KL
-        divergence on the texts, or without texts on the answers about the lists.
+        divergence on the texts, or without texts on the values in the answers about the lists: what
+        stands before them repeats the question.
 
         settings.prompts: lists, with 16 questions each; or windows of text, and as many codes.
 
@@ -149,8 +151,11 @@ class KVQuality:
         asked: Sequence[list[Scores]],
         read: Sequence[list[Scores]],
     ) -> Measured:
-        compared = joined([branch for branches in (read or asked) for branch in branches])
         answers = [branch for branches in asked for branch in branches]
+        if read:
+            compared = joined([branch for branches in read for branch in branches])
+        else:
+            compared = joined([answer.row(LIST_VALUE) for answer in answers])
         margins = [float(answer.margin.min()) for answer in answers]
         right = [float(margin > 0) for margin in margins]
         scalars = {

@@ -56,6 +56,10 @@ def draws(seed: int, repetition: int) -> random.Random:
     return random.Random(f"kv-quality {seed} {repetition}")
 
 
+# Where the value stands in an answer about a list: behind its key, before the end token.
+LIST_VALUE = -2
+
+
 def recall_passages(
     model: Model, num_lists: int, prompt_tokens: int, draw: random.Random
 ) -> list[Passage]:

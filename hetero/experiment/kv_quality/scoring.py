@@ -31,6 +31,17 @@ class Scores:
     margin: _Floats
     top_tokens: npt.NDArray[np.int64]
 
+    def row(self, index: int) -> "Scores":
+        """One of them alone."""
+        return Scores(
+            kld=self.kld[[index]],
+            has_same_top=self.has_same_top[[index]],
+            nll=self.nll[[index]],
+            reference_nll=self.reference_nll[[index]],
+            margin=self.margin[[index]],
+            top_tokens=self.top_tokens[[index]],
+        )
+
 
 def score(
     reference_RV: npt.NDArray[np.float32],
