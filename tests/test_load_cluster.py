@@ -7,7 +7,8 @@ import sys
 import msgspec
 import pytest
 
-from hetero.experiment.load.plan import LoadPlan, execute
+from hetero.experiment.load.execute import execute
+from hetero.experiment.load.plan import LoadPlan
 from hetero.experiment.load.record import RequestRecord
 from hetero.launch.local import LocalCluster, LocalPlan
 from hetero.model.demo import DEMO_MODEL_PATH
@@ -76,8 +77,8 @@ def test_as_a_child_it_leaves_the_same_records(url, tmp_path):
     assert summary["records"] == len(records) == 4
     assert all(record.is_ok for record in records)
     assert summary["scalars"]["slo_met"] == 1
-    assert summary["load_cpu_s"] > 0
-    assert summary["duration_s"] >= max(record.ended_s for record in records)
+    assert summary["share"]["cpu_s"] > 0
+    assert summary["share"]["seconds"] >= max(record.ended_s for record in records)
     assert summary["aiperf"]["request_count"]["avg"] == 4
 
 

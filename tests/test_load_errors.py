@@ -10,8 +10,9 @@ from stub_server import one_turn, plan, running_stub, schedule
 from hetero.errors import ConfigError, PeerError
 from hetero.experiment.load.client import Client
 from hetero.experiment.load.endpoint import Endpoint, parse_url
-from hetero.experiment.load.generator import Load, Target, run_load
-from hetero.experiment.load.plan import execute
+from hetero.experiment.load.execute import execute
+from hetero.experiment.load.generator import Target, run_load
+from hetero.experiment.load.plan import LoadPlan
 from hetero.experiment.load.prompts import TokenPrompts
 from hetero.workload.schedule import Schedule, Session
 
@@ -22,15 +23,16 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def run(url, load, timeout_s=30):
+def run(url, load, *, concurrency, timeout_s=30):
     """Without asking the server what it is."""
+    planned = LoadPlan(url=url, schedule=load, concurrency=concurrency)
     endpoint = Endpoint(url=parse_url(url), server="llamacpp", model="m")
 
     async def all_of_it():
         client = Client(endpoint, timeout_s=timeout_s)
         try:
             target = Target(client, endpoint, TokenPrompts(list(range(9)), seed=0))
-            return await run_load(target, load)
+            return await run_load(target, planned)
         finally:
             await client.close()
 
@@ -65,13 +67,13 @@ def test_failures_are_told_apart(fail, kind, says, num_pieces):
 
 def test_a_silent_server_is_given_up_after_the_timeout():
     with running_stub("--fail", "silent") as stub:
-        ran = run(stub.url, Load(schedule=schedule(3), concurrency=3), timeout_s=0.3)
+        ran = run(stub.url, schedule(3), concurrency=3, timeout_s=0.3)
     assert [record.error.kind for record in ran.records] == ["timeout"] * 3
     assert all(record.ended_s - record.sent_s >= 0.3 for record in ran.records)
 
 
 def test_nobody_listening_is_refused():
-    ran = run(f"http://127.0.0.1:{free_port()}", Load(schedule=schedule(3), concurrency=2))
+    ran = run(f"http://127.0.0.1:{free_port()}", schedule(3), concurrency=2)
     assert [record.error.kind for record in ran.records] == ["refused"] * 3
 
 
@@ -144,7 +146,8 @@ def run_against(answers, count=2):
             endpoint = Endpoint(url=url, server="llamacpp", model="m")
             client = Client(endpoint, timeout_s=20)
             target = Target(client, endpoint, TokenPrompts(list(range(9)), seed=0))
-            ran = await run_load(target, Load(schedule=schedule(count, output_tokens=2)))
+            load = LoadPlan(url=url.geturl(), schedule=schedule(count, output_tokens=2))
+            ran = await run_load(target, load)
             await client.close()
             return ran
 
@@ -181,7 +184,7 @@ def test_an_interrupted_load_keeps_what_is_finished():
         load = Schedule(name="x", sessions=(Session(turns=turns),), block_tokens=64)
         finished = asyncio.Event()
         task = asyncio.create_task(
-            run_load(target, Load(schedule=load), lambda record: finished.set())
+            run_load(target, LoadPlan(url=stub.url, schedule=load), lambda record: finished.set())
         )
         await finished.wait()
         task.cancel()

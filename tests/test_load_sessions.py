@@ -7,7 +7,7 @@ import pytest
 from stub_server import one_turn, plan, running_stub, schedule
 
 from hetero.errors import ConfigError, PeerError
-from hetero.experiment.load.plan import execute
+from hetero.experiment.load.execute import execute
 from hetero.experiment.load.prompts import TextPrompts, TokenPrompts
 from hetero.workload.named import load_workload
 from hetero.workload.schedule import Schedule, Session, Turn

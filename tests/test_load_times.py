@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from stub_server import plan, running_stub, schedule
 
+from hetero.experiment.load.execute import execute
 from hetero.experiment.load.metrics import measure
-from hetero.experiment.load.plan import execute
 
 STREAMS = 32
 TOLERANCE_S = 0.001

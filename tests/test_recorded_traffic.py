@@ -17,8 +17,8 @@ from tiny_models import write_tiny_model
 from hetero.errors import ConfigError, EngineError
 from hetero.llama.model import Model
 from hetero.messages import Failed, Finished, Generate, Generated
-from hetero.workload.recording import TrafficRecorder
 from hetero.workload.trace import read_trace
+from hetero.workload.traffic_recorder import TrafficRecorder
 
 # Ids that are found in a text if they are in it.
 LONG = tuple(range(70_000, 70_600))

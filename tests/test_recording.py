@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hetero.errors import ConfigError
 from hetero.workload.block_hasher import BlockHasher
-from hetero.workload.recording import TrafficRecorder
 from hetero.workload.trace import read_trace
+from hetero.workload.traffic_recorder import TrafficRecorder
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_made_is_told_at_once(tmp_path):
 FULL_DISK = """
 import logging, resource, sys
 from pathlib import Path
-from hetero.workload.recording import TrafficRecorder
+from hetero.workload.traffic_recorder import TrafficRecorder
 logging.basicConfig()
 recorder = TrafficRecorder(Path(sys.argv[1]))
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]

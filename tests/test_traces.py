@@ -1,18 +1,15 @@
-"""Recorded traces in and out: the published forms, and what is wrong with a file, by line."""
+"""Recorded traces: the published forms, and what is wrong with a file, by line."""
 
 import json
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetero.errors import ConfigError
-from hetero.workload.mooncake import TraceLine
+from hetero.workload.mooncake import TraceLine, line_bytes
 from hetero.workload.named import load_workload
-from hetero.workload.schedule import shared_tokens
 from hetero.workload.trace import read_trace
-from hetero.workload.trace_out import trace_lines, write_trace
 
 # In the published files' forms; Azure's and BurstGPT's are their first lines.
 MOONCAKE = (
@@ -215,7 +212,7 @@ def test_lines_written_are_the_lines_read(tmp_path_factory, drawn, random):
         for at_ms, prompt, output, has_ids in sorted(drawn)
     ]
     path = tmp_path_factory.mktemp("round") / "trace.jsonl"
-    write_trace(path, lines)
+    path.write_bytes(b"".join(map(line_bytes, lines)))
     trace = read_trace(path)
     first_ms = lines[0].timestamp
     assert [
@@ -227,33 +224,3 @@ def test_lines_written_are_the_lines_read(tmp_path_factory, drawn, random):
         )
         for r in trace.requests
     ] == lines
-
-
-def test_a_drawn_schedule_as_a_trace_shares_what_it_shared(tmp_path):
-    """In blocks of 512 instead of 64, so up to the last whole one."""
-    workload = load_workload("prompt=700,output=100,turns=3,think=2,prefix=1088,prefixes=2")
-    schedule = workload.draw(4, num_sessions=6, rate=0.5)
-    lines = trace_lines(schedule)
-    path = tmp_path / "drawn.jsonl"
-    write_trace(path, lines)
-    trace = read_trace(path)
-    assert len(trace.requests) == 18
-    turns = [turn for session in schedule.sessions for turn in session.turns]
-    for i, one in enumerate(turns):
-        for j, other in enumerate(turns[:i]):
-            whole = shared_tokens(one.blocks, other.blocks, 64)
-            both = min(one.prompt_tokens, other.prompt_tokens, whole)
-            common = shared_tokens(lines[i].hash_ids, lines[j].hash_ids, 512)
-            assert common == both // 512 * 512
-    for before, after in pairwise(line.timestamp for line in lines[:3]):
-        assert after - before == 2000
-
-
-def test_a_closed_loop_has_no_times_to_write(tmp_path):
-    with pytest.raises(ConfigError, match="need times for a trace, have a closed loop"):
-        trace_lines(load_workload("prompt=5").draw(0, num_sessions=1))
-
-
-def test_a_trace_that_cannot_be_written_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="need a file to write, have: No such file"):
-        write_trace(tmp_path / "none" / "trace.jsonl", [])

@@ -55,7 +55,7 @@ from hetero.transport.control_socket import (
     RouterKeys,
     split_received,
 )
-from hetero.workload.recording import TrafficRecorder
+from hetero.workload.traffic_recorder import TrafficRecorder
 
 logger = logging.getLogger(__name__)
 

@@ -48,7 +48,7 @@ from hetero.transport.keys import load_key
 from hetero.transport.nixl_sink import SlotReceiver
 from hetero.transport.nixl_source import SendBuffers
 from hetero.transport.tcp_sink import TcpSink
-from hetero.workload.recording import TrafficRecorder
+from hetero.workload.traffic_recorder import TrafficRecorder
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from hetero.workload.builtin import BUILTIN
 from hetero.workload.trace import Trace, read_trace
 from hetero.workload.workload import Workload
 
-Load = Workload | Trace  # both have a name, a rate of their own or None, and draw()
+LoadSource = Workload | Trace  # both have a name, a rate of their own or None, and draw()
 
 _YAML = (".yaml", ".yml", ".json")
 
@@ -30,7 +30,7 @@ class _TraceOptions(msgspec.Struct, frozen=True, kw_only=True):
     speed: float = 1.0
 
 
-def load_workload(spec: str | Mapping[str, Any]) -> Load:
+def load_workload(spec: str | Mapping[str, Any]) -> LoadSource:
     """spec: one of
     a built-in's name, and what is to be different: `chat`, `chat,turns=1`;
     lengths by hand: `prompt=lognormal:900:4000,output=64`, keys as the fields of `Workload`;
@@ -69,7 +69,7 @@ def _keys_and_values(text: str) -> dict[str, str]:
     return fields
 
 
-def _from_file(path: Path) -> Load:
+def _from_file(path: Path) -> LoadSource:
     try:
         fields = msgspec.yaml.decode(path.read_bytes())
     except OSError as error:
@@ -81,7 +81,7 @@ def _from_file(path: Path) -> Load:
     return _from_keys(fields, path.stem, path.parent)
 
 
-def _from_keys(fields: Mapping[str, Any], name: str, folder: Path) -> Load:
+def _from_keys(fields: Mapping[str, Any], name: str, folder: Path) -> LoadSource:
     """folder: what the path of a trace starts from."""
     if "trace" in fields:
         options = _converted(fields, _TraceOptions, name)

@@ -4,8 +4,6 @@ A schedule is drawn from a workload and a seed, or read from a recorded trace, b
 sent; so it can be written down, replayed against another server, and planned with.
 """
 
-from collections.abc import Sequence
-
 import msgspec
 
 from hetero.errors import ConfigError
@@ -59,13 +57,3 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 def num_blocks(tokens: int, block_tokens: int) -> int:
     return -(-tokens // block_tokens)
-
-
-def shared_tokens(before: Sequence[int], blocks: Sequence[int], block_tokens: int) -> int:
-    """Whole blocks in which two prompts begin alike, in tokens."""
-    same = 0
-    for a, b in zip(before, blocks, strict=False):
-        if a != b:
-            break
-        same += 1
-    return same * block_tokens

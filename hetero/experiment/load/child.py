@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 from hetero.errors import ConfigError, HeteroError
-from hetero.experiment.load.plan import LoadPlan, execute
+from hetero.experiment.load.execute import execute
+from hetero.experiment.load.plan import LoadPlan
 from hetero.experiment.load.record import RequestRecord
 
 

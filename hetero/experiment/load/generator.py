@@ -19,6 +19,7 @@ from hetero.experiment.load.answer import Answer
 from hetero.experiment.load.client import Client
 from hetero.experiment.load.endpoint import Endpoint
 from hetero.experiment.load.overhead import Overhead, Share
+from hetero.experiment.load.plan import LoadPlan
 from hetero.experiment.load.prompts import Prompts
 from hetero.experiment.load.record import RequestError, RequestRecord
 from hetero.workload.schedule import Schedule, Session, Turn
@@ -32,20 +33,6 @@ _TIMER_S = 0.0015
 _OTHER_BLOCKS = 2**48
 _BESIDE_BLOCKS = 2**56
 _WARM_UP_BLOCKS = 2**57
-
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """beside: repeated until the main schedule is over, and stopped then. concurrency: sessions at
-    once of a closed loop. duration_s: the main schedule is repeated, and no session of it begins
-    later than this."""
-
-    schedule: Schedule
-    concurrency: int = 1
-    duration_s: float | None = None
-    beside: Schedule | None = None
-    beside_concurrency: int = 1
-    warmup: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +53,16 @@ class Target:
     prompts: Prompts
 
 
-async def run_load(target: Target, load: Load, done: Done = lambda record: None) -> LoadRun:
+async def run_load(target: Target, plan: LoadPlan, done: Done = lambda record: None) -> LoadRun:
     """Interrupted (cancelled), it returns what is finished, and says that it is partial."""
     # The same ids in both schedules do not mean the same text.
-    beside_schedule = load.beside and _moved_schedule(load.beside, _BESIDE_BLOCKS)
-    for schedule in (load.schedule, beside_schedule):
+    beside_schedule = plan.beside and _moved_schedule(plan.beside, _BESIDE_BLOCKS)
+    for schedule in (plan.schedule, beside_schedule):
         if schedule is not None:
             target.prompts.prepare(schedule)
-    await _warm_up(target, load)
-    if not load.schedule.is_open:
-        await target.client.connect(load.concurrency)
+    await _warm_up(target, plan)
+    if not plan.schedule.is_open:
+        await target.client.connect(plan.concurrency)
     records: list[RequestRecord] = []
     began_s = time.perf_counter()
     overhead = Overhead()
@@ -86,12 +73,12 @@ async def run_load(target: Target, load: Load, done: Done = lambda record: None)
         records.append(record)
         done(record)
 
-    main = _Flow("main", target, load.schedule, began_s, keep)
+    main = _Flow("main", target, plan.schedule, began_s, keep)
     with _no_collector():
         try:
-            async with _running_beside(target, beside_schedule, load, began_s, keep) as beside:
+            async with _running_beside(target, beside_schedule, plan, began_s, keep) as beside:
                 try:
-                    await main.run(load.concurrency, load.duration_s)
+                    await main.run(plan.concurrency, plan.duration_s)
                 finally:
                     num_cancelled = beside.num_under_way if beside else 0
         except asyncio.CancelledError:
@@ -107,14 +94,14 @@ async def run_load(target: Target, load: Load, done: Done = lambda record: None)
 
 @asynccontextmanager
 async def _running_beside(
-    target: Target, schedule: Schedule | None, load: Load, began_s: float, keep: Done
+    target: Target, schedule: Schedule | None, plan: LoadPlan, began_s: float, keep: Done
 ) -> AsyncIterator["_Flow | None"]:
     """From its first answer on: what is measured is a server under both loads, all the time."""
     if schedule is None:
         yield None
         return
     flow = _Flow("beside", target, schedule, began_s, keep)
-    task = asyncio.create_task(flow.run(load.beside_concurrency, math.inf))
+    task = asyncio.create_task(flow.run(plan.beside_concurrency, math.inf))
     task.add_done_callback(lambda _: flow.answered.set())
     try:
         await flow.answered.wait()
@@ -251,14 +238,14 @@ def told_by(
     )
 
 
-async def _warm_up(target: Target, load: Load) -> None:
+async def _warm_up(target: Target, plan: LoadPlan) -> None:
     """The schedule's first requests, with tokens of their own, as many at once as there will be."""
-    turns = [session.turns[0] for session in load.schedule.sessions[: load.warmup]]
-    at_once = asyncio.Semaphore(load.concurrency)
+    turns = [session.turns[0] for session in plan.schedule.sessions[: plan.warmup]]
+    at_once = asyncio.Semaphore(plan.concurrency)
 
     async def ask(turn: Turn, number: int) -> None:
         async with at_once:
-            prompt = target.prompts.json(turn, load.schedule.block_tokens)
+            prompt = target.prompts.json(turn, plan.schedule.block_tokens)
             body = target.endpoint.body(prompt, turn.output_tokens)
             await target.client.ask(body, f"warmup-{number}")
 

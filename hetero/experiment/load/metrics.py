@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hetero.experiment.load.record import RequestRecord
-from hetero.experiment.load.slo import METRICS, Bound, are_met, meets, values_of
+from hetero.experiment.load.slo import LATENCIES, Bound, are_met, meets, values_of
 
 # hetero's timings, and llama-server's in milliseconds.
 _STAGES = {
@@ -80,7 +80,7 @@ def _measure(records: list[RequestRecord], bounds: Sequence[Bound]) -> Metrics:
     good = [record for record in records if record.is_ok]
     samples = {
         metric: [value for record in good for value in values_of(record, metric)]
-        for metric in METRICS
+        for metric in LATENCIES
     }
     # Of failed ones, too: it is the generator's.
     samples["late"] = [record.late_s for record in records]

@@ -15,8 +15,8 @@ from hetero.experiment.load.record import RequestRecord
 from hetero.experiment.load.statistic import statistic
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-METRICS = ("ttft", "tpot", "itl", "latency")
-_NEED = f"need METRIC_STATISTIC:TIME, as ttft_p95:2s, with a metric of {', '.join(METRICS)}"
+LATENCIES = ("ttft", "tpot", "itl", "latency")
+_NEED = f"need METRIC_STATISTIC:TIME, as ttft_p95:2s, with a metric of {', '.join(LATENCIES)}"
 _BOUND = re.compile(r"([a-z]+)_(p\d{1,2}|mean|max):(\d+(?:\.\d+)?)\s*([a-z]+)")
 
 # Seconds that no answer takes; infinity would turn percentiles beside it into no number.
@@ -67,7 +67,7 @@ def are_met(records: Iterable[RequestRecord], bounds: Sequence[Bound]) -> bool:
 
 
 def values_of(record: RequestRecord, metric: str) -> list[float]:
-    """A request's own, of one of METRICS. Of `itl` all times between two pieces."""
+    """A request's own, of one of LATENCIES. Of `itl` all times between two pieces."""
     if metric == "itl":
         pairs = zip(record.piece_s, record.piece_s[1:], strict=False)
         return [later - earlier for earlier, later in pairs]
@@ -80,8 +80,8 @@ def _bound(part: str) -> Bound:
     if found is None:
         raise ConfigError(f"slo: {_NEED}; have {part!r}")
     metric, name, number, unit = found.groups()
-    if metric not in METRICS:
-        raise ConfigError(f"slo {part}: need a metric of {', '.join(METRICS)}, have {metric}")
+    if metric not in LATENCIES:
+        raise ConfigError(f"slo {part}: need a metric of {', '.join(LATENCIES)}, have {metric}")
     if unit not in _UNITS:
         raise ConfigError(f"slo {part}: need a unit of {', '.join(_UNITS)}, have {unit}")
     if name == "p0" or float(number) == 0:

@@ -10,11 +10,12 @@ import msgspec
 from hetero.errors import ConfigError
 from hetero.experiment.load.cost import Cost, cost_of
 from hetero.experiment.load.endpoint import Mode
-from hetero.experiment.load.plan import LoadOutcome, LoadPlan, execute
+from hetero.experiment.load.execute import LoadOutcome, execute
+from hetero.experiment.load.plan import LoadPlan
 from hetero.experiment.load.record import RequestRecord
 from hetero.experiment.load.statistic import statistic
 from hetero.routing.route import Wish
-from hetero.workload.named import Load, load_workload
+from hetero.workload.named import LoadSource, load_workload
 from hetero.workload.schedule import Schedule
 from hetero.workload.workload import Workload
 
@@ -162,7 +163,7 @@ def best_point(points: Sequence[Point]) -> Point | None:
     return max(good, key=lambda point: point.value("goodput") or 0.0, default=None)
 
 
-def _points(settings: SweepSettings, workload: Load) -> list[tuple[int | None, float | None]]:
+def _points(settings: SweepSettings, workload: LoadSource) -> list[tuple[int | None, float | None]]:
     if settings.concurrencies and settings.rates:
         raise ConfigError("bench: need --concurrency or --rate, have both")
     rates = settings.rates
@@ -174,7 +175,7 @@ def _points(settings: SweepSettings, workload: Load) -> list[tuple[int | None, f
 
 
 def _schedule(
-    settings: SweepSettings, workload: Load, concurrency: int | None, rate: float | None
+    settings: SweepSettings, workload: LoadSource, concurrency: int | None, rate: float | None
 ) -> Schedule:
     requests = settings.requests
     if requests is None and isinstance(workload, Workload):

@@ -18,7 +18,7 @@ _CHILD = (sys.executable, "-P", "-m", "hetero.experiment.load.child")
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a load. scalars, aiperf: as `hetero.experiment.load.plan` has them."""
+    """What became of a load. scalars, aiperf: as `hetero.experiment.load.metrics` has them."""
 
     records: list[RequestRecord]
     scalars: dict[str, float]
