@@ -199,7 +199,7 @@ def test_what_a_real_engine_refuses_is_refused(recorded):
     engine = replay(recorded)
     with pytest.raises(ConfigError, match="need at least one token"):
         engine.start([])
-    with pytest.raises(ConfigError, match="need token ids below 512, have 512"):
+    with pytest.raises(ConfigError, match="need token ids from 0 to 511, have 512"):
         engine.start([5, 512])
     with pytest.raises(PlanError, match="need room for 1025 tokens, have a context of 1024"):
         engine.start([5] * 1025)

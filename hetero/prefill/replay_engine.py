@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hetero.errors import ConfigError, PlanError
 from hetero.kv.rows import Kind, RowFrame
-from hetero.prefill.engine import PrefillRun, Slice
+from hetero.prefill.engine import PrefillRun, Slice, check_prompt
 from hetero.prefill.frame_plan import layer_groups, token_ranges
 from hetero.prefill.recording import Recording
 
@@ -86,16 +85,7 @@ class ReplayEngine:
         return self._run is None
 
     def start(self, tokens: Sequence[int], *, want_rows: bool = True) -> ReplayRun:
-        if not tokens:
-            raise ConfigError("prompt: need at least one token, have none")
-        if len(tokens) > self.max_prompt_tokens:
-            raise PlanError(
-                f"prompt: need room for {len(tokens)} tokens, have a context of "
-                f"{self.max_prompt_tokens}"
-            )
-        num_known = self._recording.header.vocabulary
-        if max(tokens) >= num_known or min(tokens) < 0:
-            raise ConfigError(f"prompt: need token ids below {num_known}, have {max(tokens)}")
+        check_prompt(tokens, self.max_prompt_tokens, self._recording.header.vocabulary)
         assert self._run is None, "start() without room"
         self._run = ReplayRun(tokens=tokens, want_rows=want_rows)
         return self._run
