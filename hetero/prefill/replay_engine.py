@@ -1,10 +1,10 @@
 """A prefill engine that computes nothing: recorded rows, at the pace of a device that isn't here.
 
 Its rows are real ones of the served model, so that sealing, the wire, placing, restoring and
-decoding meet what they would meet. Their tokens are the recording's, whatever the prompt says. Of
-a prompt that the recording begins with, the answer is the real one, if the recording has logits of
-that length; of any other prompt it is nonsense: K and V are those of other words, and beyond the
-recording's end K's rotation by position begins again with it.
+decoding meet what they would meet. Their tokens are the recording's, whatever the prompt says. The
+answer to the recorded prompt is the real one; to any other it is nonsense: K and V are those of
+other words, beyond the recording's end K's rotation by position begins again with it, and the
+first token is drawn as after the recorded prompt.
 
 Time passes by sleeping: what a real engine takes of its host (packing, launching) is not there.
 """
@@ -114,7 +114,7 @@ class ReplayEngine:
         run.num_read = tokens.stop
         run.num_chunks += 1
         if not run.num_unread:
-            run.last_logits = self._recording.logits(len(run.tokens))
+            run.last_logits = self._recording.logits
 
     def _bursts(self, run: PrefillRun, num_tokens: int) -> list[list[range]]:
         """Layer groups, by what appears together."""
