@@ -249,17 +249,6 @@ def test_hosts_get_the_cores_that_nobody_named():
     assert len(rates) == 6 + 4
 
 
-def test_a_core_is_whole_with_all_its_threads_or_not_given(tmp_path, monkeypatch):
-    for cpu, siblings in {0: "0,4", 1: "1,5", 2: "2,6", 4: "0,4", 5: "1,5"}.items():
-        folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
-        folder.mkdir(parents=True)
-        (folder / "core_cpus_list").write_text(f"{siblings}\n")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 4, 5})
-    monkeypatch.setattr(lab_site, "online_cpus", lambda: set(range(8)))
-    # Of core 2 this process may use one thread of two; of 3 the kernel says nothing.
-    assert lab_site.whole_cores(tmp_path) == [[0, 4], [1, 5], [3]]
-
-
 def test_too_few_cores_are_told_with_a_way_out():
     lab = Lab(hosts={"a": LabHost(), "b": LabHost(), "c": LabHost(cpus="0-1")})
     with pytest.raises(PlanError, match=r"for each of a, b, have 1 free of 3; .*cpus: \"0\""):
