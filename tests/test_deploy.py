@@ -109,7 +109,6 @@ def test_a_candidate_answers_in_a_lab(candidate, kind, tmp_path, nothing_left):
         after = deployment.cpu_seconds()
         assert all(after[name] >= before[name] for name in before)
         deployment.check_alive()
-        assert deployment.server == "hetero"
         assert {"hetero", "llama-cpp-python"} <= set(deployment.versions)
         # The keys in there are secrets.
         assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
@@ -249,17 +248,6 @@ def test_hosts_get_the_cores_that_nobody_named():
     assert len(rates) == 6 + 4
 
 
-def test_a_core_is_whole_with_all_its_threads_or_not_given(tmp_path, monkeypatch):
-    for cpu, siblings in {0: "0,4", 1: "1,5", 2: "2,6", 4: "0,4", 5: "1,5"}.items():
-        folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
-        folder.mkdir(parents=True)
-        (folder / "core_cpus_list").write_text(f"{siblings}\n")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 4, 5})
-    monkeypatch.setattr(lab_site, "online_cpus", lambda: set(range(8)))
-    # Of core 2 this process may use one thread of two; of 3 the kernel says nothing.
-    assert lab_site.whole_cores(tmp_path) == [[0, 4], [1, 5], [3]]
-
-
 def test_too_few_cores_are_told_with_a_way_out():
     lab = Lab(hosts={"a": LabHost(), "b": LabHost(), "c": LabHost(cpus="0-1")})
     with pytest.raises(PlanError, match=r"for each of a, b, have 1 free of 3; .*cpus: \"0\""):
@@ -273,17 +261,7 @@ def test_too_few_cores_are_told_with_a_way_out():
 @pytest.mark.parametrize(
     ("candidate", "complaint"),
     [
-        (Candidate(), "decode: need a host at least, have none"),
-        (Candidate(decode=["a"], prefill=["nas"]), "prefill: host 'nas': .* the hosts a, b"),
         (Candidate(decode=[FRONT]), "decode: need a host of the cluster, have 'front'"),
-        (
-            Candidate(decode=["a"], emulated={"b": Emulated(preset="rtx-3090")}),
-            "emulated: need prefill hosts, have b",
-        ),
-        (
-            Candidate(peer=Peer(server="llama-server")),
-            "peer.host: need one of a, b, have none",
-        ),
         (
             Candidate(peer=Peer(server="llama-server", host="a", binary="/nowhere/llama")),
             "peer.binary: need llama-server there, have no program /nowhere/llama; build one with",
@@ -295,22 +273,12 @@ def test_too_few_cores_are_told_with_a_way_out():
     ],
 )
 def test_a_candidate_that_can_not_be_is_told_why(candidate, complaint, tmp_path, monkeypatch):
-    class NamedSite(LocalSite):
-        hosts = ("a", "b")
-
     monkeypatch.delenv("HETERO_LLAMA_SERVER", raising=False)
     with pytest.raises(HeteroError, match=complaint):
         Deployment(
-            NamedSite(), DEMO_MODEL_PATH, candidate, Settings(), tmp_path / "run", print
+            LocalSite(), DEMO_MODEL_PATH, candidate, Settings(), tmp_path / "run", print
         ).__enter__()
     assert not (tmp_path / "run").exists()
-
-
-def test_one_machine_has_no_cable_to_slow_down():
-    with make_site(Cluster()) as site, pytest.raises(ConfigError, match="a cluster with a lab"):
-        site.set_link("1gbit")
-    with pytest.raises(ConfigError, match="real hosts can't be reached yet"):
-        make_site(Cluster(file="cluster.yaml"))
 
 
 @pytest.mark.slow

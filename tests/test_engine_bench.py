@@ -14,10 +14,10 @@ from llama_reference import Reference
 from tiny_models import write_tiny_model
 
 from hetero.errors import ConfigError, EngineError, ModelError
+from hetero.experiment.child import node_process, peak_rss_bytes, result_from_child
 from hetero.experiment.engine_bench import suite
 from hetero.experiment.engine_bench.bare_loop import BareLoop
 from hetero.experiment.engine_bench.call_timers import CallTimers
-from hetero.experiment.engine_bench.child import node_process, peak_rss_bytes, result_from_child
 from hetero.experiment.engine_bench.churn import seeded_changes
 from hetero.experiment.engine_bench.driven_engine import FIRST_TOKEN, DrivenEngine
 from hetero.experiment.engine_bench.settings import full_settings, quick_settings

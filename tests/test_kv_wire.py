@@ -148,14 +148,5 @@ def test_both_ends_on_one_core_are_refused():
         arm.end_cores([0])
 
 
-def test_hardware_threads_of_one_core_count_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 3, 4}, raising=False)
-    for cpu, siblings in {1: "1,3", 2: "2,4", 3: "1,3", 4: "2,4"}.items():
-        folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
-        folder.mkdir(parents=True)
-        (folder / "core_cpus_list").write_text(f"{siblings}\n")
-    assert whole_cores(tmp_path) == [1, 2]
-
-
 def test_a_listening_ends_key_is_in_no_repr():
     assert "secret" not in repr(Listener(address="tcp://10.0.0.1:1", key="secret"))

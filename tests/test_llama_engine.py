@@ -112,7 +112,7 @@ def engine(tmp_path):
 def test_prompts_that_can_not_be_read_are_refused(engine):
     with pytest.raises(ConfigError, match="need at least one token"):
         engine.start([])
-    with pytest.raises(ConfigError, match="need token ids below 512, have 512"):
+    with pytest.raises(ConfigError, match="need token ids from 0 to 511, have 512"):
         engine.start([5, 512])
     with pytest.raises(PlanError, match="need room for 513 tokens, have a context of 512"):
         engine.start([5] * 513)

@@ -309,7 +309,7 @@ def test_what_cannot_be_read_fails_alone(node, alone):
     assert (failed.request_id, failed.kind) == ("long", "PlanError")
     assert "need room for 600 tokens, have a context of 512" in failed.message
     node.prefill(node.ticket("t.1"), "odd", prompt=(5, 10**6))
-    assert "need token ids below 512, have 1000000" in node.until(Failed).message
+    assert "need token ids from 0 to 511, have 1000000" in node.until(Failed).message
     node.prefill(node.ticket("u.1"), "bad", grammar="root ::= (")
     with pytest.raises(PeerError, match="gave up: grammar: need valid GBNF"):
         node.receive_all()

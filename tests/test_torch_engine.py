@@ -165,14 +165,14 @@ def test_prompt_as_long_as_the_context_is_read(engine):
     prompt = random_prompt(50, vocab=300)
     run, _ = read(engine, prompt)
     assert np.isfinite(run.logits).all()
-    with pytest.raises(PlanError, match="need a context of 51 tokens, have 50"):
+    with pytest.raises(PlanError, match="need room for 51 tokens, have a context of 50"):
         engine.start([*prompt, 3])
 
 
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([], "prompt: need at least 1 token, have none"),
+        ([], "prompt: need at least one token, have none"),
         ([5, 300, 6], "prompt: need token ids from 0 to 299, have 300"),
         ([5, -1, 6], "prompt: need token ids from 0 to 299, have -1"),
     ],

@@ -226,6 +226,6 @@ def _line(figure: dict[str, Any]) -> str:
 
 
 def _model_folder() -> Path:
-    """Where synthetic models are kept: some gigabytes that any cache cleaner may take."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "hetero" / "bench"
+    from hetero.experiment.models import cache_folder
+
+    return cache_folder()

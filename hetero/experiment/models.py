@@ -1,5 +1,6 @@
-"""The models that the figures run on: synthetic, written once, and their cache layouts."""
+"""Synthetic models, written once and shared by all experiments, and their cache layouts."""
 
+import os
 from pathlib import Path
 
 from hetero.experiment.figures import Say
@@ -10,13 +11,19 @@ from hetero.model.spec import ModelSpec, gguf_to_spec
 from hetero.model.synth import write_synthetic
 
 
-def model_file(folder: Path, shape: Shape, quant: str, say: Say) -> Path:
+def cache_folder() -> Path:
+    """Where they are kept: some gigabytes that any cache cleaner may take."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "hetero" / "bench"
+
+
+def model_file(folder: Path, shape: Shape, quant: str, say: Say, *, seed: int = 0) -> Path:
     """The shape's random GGUF in `folder`, made if it isn't there."""
-    path = folder / f"{shape.name}-{quant}.gguf"
+    path = folder / f"{shape.name}-{quant}-s{seed}.gguf"
     if not path.exists():
         say(f"writing {path}")
         folder.mkdir(parents=True, exist_ok=True)
-        write_synthetic(shape, quant, path)
+        write_synthetic(shape, quant, path, seed=seed)
     return path
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hetero.errors import EngineError, HeteroError
+from hetero.errors import ConfigError, EngineError, HeteroError, PlanError
 from hetero.kv.layout import KVLayout
 from hetero.kv.rows import RowFrame
 
@@ -72,6 +72,20 @@ class PrefillEngine(Protocol):
         """Free the room of a run, read or not; its logits stay."""
 
     def close(self) -> None: ...
+
+
+def check_prompt(tokens: Sequence[int], max_tokens: int, num_known: int) -> None:
+    """num_known: tokens of the vocabulary. Raises: ConfigError for none or others, PlanError for
+    more than `max_tokens`."""
+    if not tokens:
+        raise ConfigError("prompt: need at least one token, have none")
+    if len(tokens) > max_tokens:
+        raise PlanError(
+            f"prompt: need room for {len(tokens)} tokens, have a context of {max_tokens}"
+        )
+    for token in (min(tokens), max(tokens)):
+        if not 0 <= token < num_known:
+            raise ConfigError(f"prompt: need token ids from 0 to {num_known - 1}, have {token}")
 
 
 def read_alone(engine: PrefillEngine, run: PrefillRun) -> Generator[RowFrame, None, None]:

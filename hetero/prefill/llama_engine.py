@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from hetero.errors import ConfigError, PlanError
 from hetero.kv.layout import KVLayout
 from hetero.kv.probe import probe_state_format
 from hetero.kv.rows import RowFrame
@@ -17,7 +16,7 @@ from hetero.llama.batch import Batch
 from hetero.llama.context import Context, ContextConfig
 from hetero.llama.load_mode import LoadMode
 from hetero.llama.model import Model
-from hetero.prefill.engine import PrefillRun, Slice
+from hetero.prefill.engine import PrefillRun, Slice, check_prompt
 from hetero.prefill.llama_export import export_chunk
 
 _PROMPT, _SCRATCH = 0, 1
@@ -72,16 +71,7 @@ class LlamaEngine:
         return self._run is None
 
     def start(self, tokens: Sequence[int], *, want_rows: bool = True) -> PrefillRun:
-        if not tokens:
-            raise ConfigError("prompt: need at least one token, have none")
-        if len(tokens) > self.max_prompt_tokens:
-            raise PlanError(
-                f"prompt: need room for {len(tokens)} tokens, have a context of "
-                f"{self.max_prompt_tokens}"
-            )
-        num_known = self._model.vocab.num_tokens
-        if max(tokens) >= num_known or min(tokens) < 0:
-            raise ConfigError(f"prompt: need token ids below {num_known}, have {max(tokens)}")
+        check_prompt(tokens, self.max_prompt_tokens, self._model.vocab.num_tokens)
         assert self._run is None, "start() without room"
         self._run = PrefillRun(tokens=tokens, want_rows=want_rows)
         return self._run

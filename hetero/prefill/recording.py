@@ -3,7 +3,7 @@
     a line of JSON (`RecordingHeader`), then without gaps
     K rows      (layers, tokens, k_row_bytes) bytes
     V rows      (layers, tokens, v_row_bytes) bytes
-    logits      (ends, vocabulary) float32, little-endian
+    logits      (vocabulary,) float32, little-endian: of the last token
     digest      blake3 of everything before it
 
 A file may come from elsewhere: its fingerprint is compared with the served model's before any size
@@ -13,7 +13,6 @@ is computed from it, and every size with the file's, before a row is read.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -34,31 +33,23 @@ FORMAT = 1
 # Twice what `Tokens` can take; whoever names another file is told so before much of it is read.
 _MAX_HEADER_BYTES = 96 * 2**20
 
-# More than any tokenizer has; the product with the number of ends is compared with the file.
+# More than any tokenizer has.
 _MAX_VOCABULARY = 2**24
 
 _DIGEST_BYTES = blake3.digest_size
 _LOGITS = np.dtype("<f4")
 _READ_BYTES = 16 * 2**20
 
-End = Annotated[int, msgspec.Meta(ge=1)]
-
 
 class RecordingHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """ends: the prompt lengths whose last logits are there, ascending; the last is of all tokens.
-    engine, chunk_tokens: what computed it, and in steps of how many tokens."""
+    """engine, chunk_tokens: what computed it, and in steps of how many tokens."""
 
     format: int
     fingerprint: Fingerprint
     engine: str
     chunk_tokens: int
     vocabulary: Annotated[int, msgspec.Meta(ge=1, le=_MAX_VOCABULARY)]
-    ends: Annotated[tuple[End, ...], msgspec.Meta(min_length=1)]
     tokens: Tokens
-
-    def __post_init__(self) -> None:
-        if any(b <= a for a, b in pairwise(self.ends)) or self.ends[-1] != len(self.tokens):
-            raise ValueError(f"ends: need them ascending up to {len(self.tokens)} tokens")
 
 
 class _Places:
@@ -70,7 +61,7 @@ class _Places:
         self.k = header_bytes
         self.v = self.k + layout.num_layers * self._num_tokens * layout.k_row_bytes
         self.logits = self.v + layout.num_layers * self._num_tokens * layout.v_row_bytes
-        self.digest = self.logits + len(header.ends) * header.vocabulary * _LOGITS.itemsize
+        self.digest = self.logits + header.vocabulary * _LOGITS.itemsize
         self.end = self.digest + _DIGEST_BYTES
 
     def row(self, kind: Kind, layer: int, token: int) -> int:
@@ -109,9 +100,8 @@ class Recording:
             "v": self._section(content[places.v : places.logits], self.layout.v_row_bytes),
         }
         logits = content[places.logits : places.digest].tobytes()
-        self._logits = np.frombuffer(logits, _LOGITS).astype(np.float32)
-        self._logits = self._logits.reshape(-1, self.header.vocabulary)
-        if not np.isfinite(self._logits).all():
+        self.logits: npt.NDArray[np.float32] = np.frombuffer(logits, _LOGITS).astype(np.float32)
+        if not np.isfinite(self.logits).all():
             raise ConfigError(
                 f"recording {path}: need finite logits, have inf or nan; record again"
             )
@@ -132,41 +122,24 @@ class Recording:
             at += count
         return found
 
-    def logits(self, num_tokens: int) -> npt.NDArray[np.float32]:
-        """(vocabulary,) of the longest recorded prompt that is no longer, of the shortest if all
-        are."""
-        fitting = [i for i, end in enumerate(self.header.ends) if end <= num_tokens]
-        logits: npt.NDArray[np.float32] = self._logits[fitting[-1] if fitting else 0]
-        return logits
-
     def _section(self, content: npt.NDArray[np.uint8], row_bytes: int) -> npt.NDArray[np.uint8]:
         return content.reshape(self.layout.num_layers, self.num_tokens, row_bytes)
 
 
 def record(
-    engine: PrefillEngine,
-    model: ModelFingerprint,
-    tokens: Sequence[int],
-    path: Path,
-    *,
-    ends: Sequence[int] = (),
+    engine: PrefillEngine, model: ModelFingerprint, tokens: Sequence[int], path: Path
 ) -> None:
     """Read a prompt and write what came of it, whole or not at all.
 
-    ends: shorter prompts whose last logits are wanted, too; each is read once more, from its
-    beginning.
     Raises: what the engine raises; ConfigError if the file can't be written.
     """
     prompt = tuple(tokens)
-    lengths = sorted({end for end in ends if 0 < end < len(prompt)})
-    logits = [_last_logits(engine, prompt[:length]) for length in lengths]
     header = RecordingHeader(
         format=FORMAT,
         fingerprint=Fingerprint(model=model, layout=engine.layout),
         engine=engine.name,
         chunk_tokens=engine.chunk_tokens,
-        vocabulary=_MAX_VOCABULARY,  # known with the last logits
-        ends=(*lengths, len(prompt)),
+        vocabulary=_MAX_VOCABULARY,  # known with the logits
         tokens=prompt,
     )
     room = len(_line(header))
@@ -178,19 +151,11 @@ def record(
                 _write_rows(file, places, frame)
         if run.last_logits is None:
             raise EngineError(f"recording {path}: need the engine's last logits, have none")
-        logits.append(run.last_logits)
-        header = msgspec.structs.replace(header, vocabulary=logits[0].size)
+        header = msgspec.structs.replace(header, vocabulary=run.last_logits.size)
         _write_all(file, _line(header).rstrip(b"\n").ljust(room - 1) + b"\n", 0)
-        _write_all(file, np.stack(logits).astype(_LOGITS).tobytes(), places.logits)
+        _write_all(file, run.last_logits.astype(_LOGITS).tobytes(), places.logits)
         end = _Places(header, room).digest
         _write_all(file, _digest_of(file, end), end)
-
-
-def _last_logits(engine: PrefillEngine, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-    run = engine.start(tokens, want_rows=False)
-    for _ in read_alone(engine, run):
-        pass
-    return run.logits
 
 
 def _line(header: RecordingHeader) -> bytes:

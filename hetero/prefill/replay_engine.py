@@ -1,10 +1,10 @@
 """A prefill engine that computes nothing: recorded rows, at the pace of a device that isn't here.
 
 Its rows are real ones of the served model, so that sealing, the wire, placing, restoring and
-decoding meet what they would meet. Their tokens are the recording's, whatever the prompt says. Of
-a prompt that the recording begins with, the answer is the real one, if the recording has logits of
-that length; of any other prompt it is nonsense: K and V are those of other words, and beyond the
-recording's end K's rotation by position begins again with it.
+decoding meet what they would meet. Their tokens are the recording's, whatever the prompt says. The
+answer to the recorded prompt is the real one; to any other it is nonsense: K and V are those of
+other words, beyond the recording's end K's rotation by position begins again with it, and the
+first token is drawn as after the recorded prompt.
 
 Time passes by sleeping: what a real engine takes of its host (packing, launching) is not there.
 """
@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hetero.errors import ConfigError, PlanError
 from hetero.kv.rows import Kind, RowFrame
-from hetero.prefill.engine import PrefillRun, Slice
+from hetero.prefill.engine import PrefillRun, Slice, check_prompt
 from hetero.prefill.frame_plan import layer_groups, token_ranges
 from hetero.prefill.recording import Recording
 
@@ -86,16 +85,7 @@ class ReplayEngine:
         return self._run is None
 
     def start(self, tokens: Sequence[int], *, want_rows: bool = True) -> ReplayRun:
-        if not tokens:
-            raise ConfigError("prompt: need at least one token, have none")
-        if len(tokens) > self.max_prompt_tokens:
-            raise PlanError(
-                f"prompt: need room for {len(tokens)} tokens, have a context of "
-                f"{self.max_prompt_tokens}"
-            )
-        num_known = self._recording.header.vocabulary
-        if max(tokens) >= num_known or min(tokens) < 0:
-            raise ConfigError(f"prompt: need token ids below {num_known}, have {max(tokens)}")
+        check_prompt(tokens, self.max_prompt_tokens, self._recording.header.vocabulary)
         assert self._run is None, "start() without room"
         self._run = ReplayRun(tokens=tokens, want_rows=want_rows)
         return self._run
@@ -124,7 +114,7 @@ class ReplayEngine:
         run.num_read = tokens.stop
         run.num_chunks += 1
         if not run.num_unread:
-            run.last_logits = self._recording.logits(len(run.tokens))
+            run.last_logits = self._recording.logits
 
     def _bursts(self, run: PrefillRun, num_tokens: int) -> list[list[range]]:
         """Layer groups, by what appears together."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from hetero.errors import CodecError, ConfigError, EngineError, PlanError
+from hetero.errors import CodecError, EngineError
 from hetero.kv.layout import KVLayout
 from hetero.kv.rows import Kind, RowFrame
 from hetero.prefill.attention import Attention
 from hetero.prefill.batch import Batch, make_batch
-from hetero.prefill.engine import PrefillRun, Slice
+from hetero.prefill.engine import PrefillRun, Slice, check_prompt
 from hetero.prefill.frame_plan import layer_groups, token_ranges
 from hetero.prefill.kv_pool import KVPool
 from hetero.prefill.packing import PackedRows, Packer
@@ -82,18 +82,7 @@ class TorchEngine:
 
     def start(self, tokens: Sequence[int], *, want_rows: bool = True) -> TorchRun:
         """Raises: ConfigError for tokens the model does not have, PlanError for too many."""
-        if not tokens:
-            raise ConfigError("prompt: need at least 1 token, have none")
-        if len(tokens) > self.max_prompt_tokens:
-            raise PlanError(
-                f"prompt: need a context of {len(tokens)} tokens, "
-                f"have {self.max_prompt_tokens}: shorten it"
-            )
-        for token in (min(tokens), max(tokens)):
-            if not 0 <= token < self._vocab_size:
-                raise ConfigError(
-                    f"prompt: need token ids from 0 to {self._vocab_size - 1}, have {token}"
-                )
+        check_prompt(tokens, self.max_prompt_tokens, self._vocab_size)
         return TorchRun(tokens=tokens, want_rows=want_rows, cell=self._pool.reserve(len(tokens)))
 
     def end(self, run: PrefillRun) -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import psutil
@@ -60,7 +60,6 @@ class Deployment:
         run_directory: Path,
         progress: Progress,
     ) -> None:
-        self.server: Literal["hetero", "llama-server"] = "hetero"
         self.versions = {"hetero": __version__}
         self._site = site
         self._model = model_path.absolute()
@@ -86,7 +85,7 @@ class Deployment:
             ) from None
         try:
             if self._candidate.peer is None:
-                self._start_nodes(place_nodes(self._candidate, self._site))
+                self._start_nodes(place_nodes(self._candidate))
             else:
                 self._start_peer(self._candidate.peer)
         except BaseException as error:
@@ -146,14 +145,10 @@ class Deployment:
             self.versions |= status["versions"]
 
     def _start_peer(self, peer: Peer) -> None:
-        hosts = self._site.hosts or ("here",)
-        if peer.host is None and len(hosts) > 1:
-            raise ConfigError(f"peer.host: need one of {', '.join(hosts)}, have none")
-        host = peer.host or hosts[0]
-        check_engine_host(self._site, "peer.host", host)
+        host = peer.host or (self._site.hosts or ("here",))[0]  # the only one
+        check_engine_host("peer.host", host)
         binary = llama_server.find_binary(peer)
         address, port = self._site.address(host), llama_server.free_port()
-        self.server = peer.server
         self.versions[peer.server] = llama_server.binary_version(binary)
         argv = llama_server.server_argv(binary, self._model, self._settings, address, port)
         self._processes.supervise(

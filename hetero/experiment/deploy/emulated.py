@@ -12,7 +12,7 @@ import msgspec
 from blake3 import blake3
 
 from hetero.errors import HeteroError
-from hetero.experiment.engine_bench.child import result_from_child
+from hetero.experiment.child import result_from_child
 from hetero.experiment.figures import Say
 from hetero.experiment.models import spec_of
 from hetero.kv.layout import model_layout

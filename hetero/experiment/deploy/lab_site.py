@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,10 +19,11 @@ from hetero.experiment.deploy.site import FRONT, Site
 from hetero.experiment.recipe.recipe import Lab as LabRecipe
 from hetero.launch.lab.lab import Lab
 from hetero.launch.lab.lab_file import parse_topology
-from hetero.launch.lab.limits import machine_controllers, online_cpus
+from hetero.launch.lab.limits import machine_controllers
 from hetero.launch.lab.state import lab_names
 from hetero.launch.lab.topology import Topology
-from hetero.machine.files import read_text, to_cpus
+from hetero.machine.files import to_cpus
+from hetero.machine.whole_cores import whole_cores
 
 _FRONT_RATE = "40gbit"
 
@@ -111,18 +111,6 @@ def _host_cpus(lab: LabRecipe, cores: Sequence[Sequence[int]]) -> dict[str, str 
         )
     given = {host: ",".join(map(str, core)) for host, core in zip(wanting, free, strict=False)}
     return said | given
-
-
-def whole_cores(root: Path = Path("/")) -> list[list[int]]:
-    """The CPUs of each core all of whose CPUs this process may use, lowest first."""
-    usable = os.sched_getaffinity(0) & online_cpus()
-    cores = set()
-    for cpu in usable:
-        folder = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
-        # Before Linux 5.2 the list had its old name only.
-        text = read_text(folder / "core_cpus_list") or read_text(folder / "thread_siblings_list")
-        cores.add(tuple(sorted(to_cpus(text) or [cpu])))
-    return [list(core) for core in sorted(cores) if set(core) <= usable]
 
 
 def remove_dead_labs() -> None:

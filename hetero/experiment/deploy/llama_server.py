@@ -19,7 +19,10 @@ NAME = "llama-server"
 def find_binary(peer: Peer) -> Path:
     """Raises: ConfigError saying how to get one."""
     said = peer.binary or os.environ.get(VARIABLE)
-    way_out = f"build one with tools/build_llama_server.sh DIR, and set {VARIABLE} to its path"
+    way_out = (
+        f"build one with tools/build_llama_server.sh DIR, and set {VARIABLE} to its path, behind "
+        f"sudo, which drops it: `sudo {VARIABLE}=PATH hetero run ...`"
+    )
     if not said:
         raise ConfigError(f"peer.binary: need the path of llama-server, have none; {way_out}")
     path = Path(said).expanduser().absolute()

@@ -1,7 +1,6 @@
 """The file of a recipe's model: the demo's, the user's, or a synthetic one that is written once."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +8,14 @@ import msgspec
 from blake3 import blake3
 
 from hetero.errors import ConfigError, ModelError
+from hetero.experiment.figures import Say
+from hetero.experiment.models import cache_folder
+from hetero.experiment.models import model_file as synthetic_file
 from hetero.experiment.recipe.recipe import Model, ModelShape
 from hetero.model.demo import DEMO_MODEL_PATH
-from hetero.model.shapes import QUANTS, Shape, parse_shape
-from hetero.model.synth import write_synthetic
+from hetero.model.shapes import Shape, parse_shape
 
 _CONTEXT_TOKENS = 131072  # of a shape by sizes: no limit of its own
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,33 +33,23 @@ class _Known(msgspec.Struct, frozen=True, kw_only=True):
     hash: str
 
 
-def model_file(model: Model, say: Say, folder: Path | None = None) -> ModelFile:
-    """Synthetic models are kept in `folder`, by default the cache.
+def model_file(model: Model, say: Say) -> ModelFile:
+    """Synthetic models are kept in the cache.
 
-    Raises: ConfigError naming the field, ModelError for a file that is not the one meant, PlanError
-    if the disk is too small.
+    Raises: ConfigError for sizes that no llama has, ModelError for a file that is not the one
+    meant, PlanError if the disk is too small.
     """
-    said = [field for field in ("demo", "file", "shape") if getattr(model, field)]
-    if len(said) != 1:
-        raise ConfigError(
-            "model: need one of `demo: true`, `file` with its `hash`, or `shape`, have "
-            + (" and ".join(said) or "none")
-        )
-    if model.hash is not None and model.file is None:
-        raise ConfigError(f"model.hash: need it with `file` only, have it with {said[0]!r}")
     if model.demo:
-        return ModelFile(path=DEMO_MODEL_PATH, hash=file_hash(DEMO_MODEL_PATH))
-    if model.file is not None:
+        path = DEMO_MODEL_PATH
+    elif model.file is not None:
+        assert model.hash is not None, "a file without its hash was refused"
         return _users_file(model.file, model.hash)
-    folder = folder or cache_folder()
-    path = _synthetic(model, folder, say)
+    else:
+        assert model.shape is not None, "a recipe without a model was refused"
+        path = synthetic_file(
+            cache_folder(), _shape(model.shape), model.quant, say, seed=model.seed
+        )
     return ModelFile(path=path, hash=file_hash(path))
-
-
-def cache_folder() -> Path:
-    """Where synthetic models are kept: gigabytes that any cache cleaner may take."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "hetero" / "bench"
 
 
 def file_hash(path: Path) -> str:
@@ -113,17 +102,12 @@ def synthetic_shape(sizes: ModelShape) -> Shape:
     )
 
 
-def _users_file(file: str, need: str | None) -> ModelFile:
+def _users_file(file: str, need: str) -> ModelFile:
     path = Path(file).expanduser().absolute()
     if not path.is_file():
         raise ModelError(f"model.file: need a model file, have none at {path}")
     have = file_hash(path)
-    if need is None:
-        raise ConfigError(
-            f"model.hash: need the blake3 hash of {path.name}, which says what others must have "
-            f"to repeat this, have none; it is {have}"
-        )
-    if need.removeprefix("blake3:").lower() != have:
+    if need != have:
         raise ModelError(
             f"model.file: need hash {need}, have {have} in {path}; get the model that the recipe "
             "means, or say in a copy of the recipe that you mean this one"
@@ -131,25 +115,8 @@ def _users_file(file: str, need: str | None) -> ModelFile:
     return ModelFile(path=path, hash=have)
 
 
-def _synthetic(model: Model, folder: Path, say: Say) -> Path:
-    shape, quant = _shape_and_quant(model)
-    path = folder / f"{shape.name}-{quant}-s{model.seed}.gguf"
-    if not path.exists():
-        say(f"writing {path}")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_synthetic(shape, quant, path, seed=model.seed)
-    return path
-
-
-def _shape_and_quant(model: Model) -> tuple[Shape, str]:
-    quant = model.quant.lower()
-    if quant not in QUANTS:
-        raise ConfigError(f"model.quant: need one of {', '.join(QUANTS)}, have {model.quant!r}")
-    if isinstance(model.shape, ModelShape):
-        return synthetic_shape(model.shape), quant
-    assert model.shape is not None
-    # With the quant behind it: `quant` is the one place where it is said.
-    return parse_shape(f"{model.shape}-{quant}")
+def _shape(shape: str | ModelShape) -> Shape:
+    return synthetic_shape(shape) if isinstance(shape, ModelShape) else parse_shape(shape)[0]
 
 
 def _read(sidecar: Path) -> _Known | None:

@@ -8,8 +8,8 @@ import msgspec
 
 from hetero.errors import ConfigError
 from hetero.experiment.deploy.emulated import emulated_prefill
-from hetero.experiment.deploy.model_files import cache_folder
 from hetero.experiment.deploy.site import FRONT, Site
+from hetero.experiment.models import cache_folder
 from hetero.experiment.recipe.recipe import Candidate, Emulated, Settings
 from hetero.launch.cluster_keys import ClusterKeys
 from hetero.launch.node_processes import checked_config
@@ -23,7 +23,7 @@ ROUTER = "router"
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    name: str  # ROLE-HOST, and a number from the second of them on
+    name: str  # ROLE-HOST
     role: Role
     host: str
     emulated: Emulated | None = None
@@ -37,35 +37,24 @@ class Meeting:
     keys: ClusterKeys
 
 
-def place_nodes(candidate: Candidate, site: Site) -> list[Node]:
-    """Raises: ConfigError for hosts that the site lacks, or roles that don't make a cluster."""
-    if not candidate.decode:
-        raise ConfigError("decode: need a host at least, have none")
-    stray = sorted(candidate.emulated.keys() - set(candidate.prefill))
-    if stray:
-        raise ConfigError(f"emulated: need prefill hosts, have {', '.join(stray)}")
+def place_nodes(candidate: Candidate) -> list[Node]:
+    """Raises: ConfigError for an engine on `front`."""
     nodes: list[Node] = []
     roles: dict[Role, list[str]] = {"prefill": candidate.prefill, "decode": candidate.decode}
     for role, hosts in roles.items():
-        for index, host in enumerate(hosts):
-            check_engine_host(site, role, host)
-            number = hosts[: index + 1].count(host)
-            name = f"{role}-{host}" if number == 1 else f"{role}-{host}-{number}"
+        for host in hosts:
+            check_engine_host(role, host)
             emulated = candidate.emulated.get(host) if role == "prefill" else None
-            nodes.append(Node(name=name, role=role, host=host, emulated=emulated))
+            nodes.append(Node(name=f"{role}-{host}", role=role, host=host, emulated=emulated))
     return nodes
 
 
-def check_engine_host(site: Site, field: str, host: str) -> None:
-    """Raises: ConfigError"""
+def check_engine_host(field: str, host: str) -> None:
+    """A lab has no host of that name, this machine has hosts of any. Raises: ConfigError."""
     if host == FRONT:
         raise ConfigError(
             f"{field}: need a host of the cluster, have {FRONT!r}, which computes not"
         )
-    try:
-        site.check_host(host)
-    except ConfigError as error:
-        raise ConfigError(f"{field}: {error}") from None
 
 
 def kv_pair(kv: str) -> tuple[str, str]:

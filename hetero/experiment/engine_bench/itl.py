@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from hetero.errors import EngineError
-from hetero.experiment.engine_bench.child import node_process
+from hetero.experiment.child import node_process
 from hetero.experiment.engine_bench.router_seat import RouterSeat
 from hetero.experiment.engine_bench.row_source import RowSource, row_source
 from hetero.experiment.engine_bench.settings import Settings

@@ -13,7 +13,7 @@ from logging import DEBUG
 import numpy as np
 
 from hetero.errors import EngineError
-from hetero.experiment.engine_bench.child import node_process, peak_rss_bytes, result_from_child
+from hetero.experiment.child import node_process, peak_rss_bytes, result_from_child
 from hetero.experiment.engine_bench.driven_engine import GREEDY
 from hetero.experiment.engine_bench.router_seat import RouterSeat
 from hetero.experiment.engine_bench.row_source import row_source

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hetero.errors import EngineError, PeerError
-from hetero.experiment.engine_bench.child import child_process
+from hetero.experiment.child import child_process
 from hetero.experiment.engine_bench.driven_engine import FIRST_TOKEN
 from hetero.experiment.engine_bench.settings import Settings
 from hetero.kv.rows import RowFrame

@@ -20,7 +20,7 @@ def end_cores(cores: Sequence[int] | None = None) -> tuple[int, int]:
 
     Raises: ConfigError where both ends would share one.
     """
-    cores = whole_cores() if cores is None else cores
+    cores = [core[0] for core in whole_cores()] if cores is None else cores
     if len(cores) < 2:
         raise ConfigError(
             f"kv-wire: need two cores, one for each end of the wire, have {len(cores)}"

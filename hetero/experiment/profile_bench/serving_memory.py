@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hetero.decode.engine import DecodeEngine
 from hetero.decode.sequence import Job
-from hetero.experiment.engine_bench.child import result_from_child
+from hetero.experiment.child import result_from_child
 from hetero.experiment.engine_bench.driven_engine import GREEDY, DrivenEngine
 from hetero.experiment.models import layout_of
 from hetero.experiment.profile_bench.settings import Settings

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero.errors import EngineError
-from hetero.experiment.engine_bench.child import result_from_child
+from hetero.experiment.child import result_from_child
 from hetero.experiment.figures import Figure, Say, at_most
 from hetero.experiment.measuring import chosen, measure_each
 from hetero.experiment.models import model_file

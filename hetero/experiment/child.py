@@ -1,4 +1,4 @@
-"""Child processes of the benchmark: the nodes it measures, and the source that feeds them."""
+"""Child processes of experiments: nodes, and work whose memory and log are not ours."""
 
 import logging
 import multiprocessing
