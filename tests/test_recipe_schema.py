@@ -77,7 +77,7 @@ def test_recipes_are_valid_by_it(validator, path):
         ("settings.threads", 0),
         ("settings.treads", 1),
         ("candidates.split.settings.treads", 1),
-        ("candidates.split.decode", "front"),
+        ("candidates.split.decode", "main"),
         ("figures.gain.of", "-"),
         ("figures.gain.kind", "mean"),
         ("cluster.lab.hosts.back.memory", "2g"),

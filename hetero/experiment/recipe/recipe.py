@@ -18,6 +18,9 @@ def _text(pattern: str, description: str) -> msgspec.Meta:
     return msgspec.Meta(pattern=f"^({pattern})$", description=description)
 
 
+# The host of router and load generator, which every site has besides the recipe's.
+FRONT = "front"
+
 RoleName = Literal["prefill", "decode"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
@@ -98,7 +101,7 @@ class Lab(_Part, frozen=True, kw_only=True):
     """Hosts here, each a namespace, joined by one cable each pair; router and load generator run on
     a host of their own with fast cables to all, at low priority.
 
-    hosts: by name; {} is one of defaults
+    hosts: by name; {} is one of defaults; front is the router's and load generator's
     rate: of the cables between hosts, 5mbit to 40gbit, where neither `link_rate` nor `wire_ratio`
         of the settings says otherwise
     mtu: of these cables
@@ -160,8 +163,10 @@ class Settings(_Part, frozen=True, kw_only=True):
         time, which means the same on a faster machine
     route: auto, local (who decodes reads the prompt too), split
     concurrency: closed loop: sessions at once
-    rate: open loop: sessions per second
-    requests: in all; null: two for each concurrent one, eight at least
+    rate: open loop: sessions per second; with neither, the load's own rate (a trace's recorded
+        times, a workload's `rate`), else one at a time
+    requests: in all; null: two for each concurrent one, eight at least, but all of a trace that
+        runs at its own times
     prompt_tokens: instead of the workload's
     output_tokens: instead of the workload's
     beside_rate: sessions per second of the load beside; 0: none
@@ -259,7 +264,7 @@ class Serving(_Recipe, frozen=True, kw_only=True, tag="serving"):
     model: what is served
     candidates: the ways to serve it, by name
     load: as `-w` of `hetero bench` takes it: a name, a file of a trace, or lengths by hand
-    beside: load that runs beside the measured one
+    beside: load that runs beside the measured one, likewise, where there is a `beside_rate`
     settings: of all arms, where neither the candidate nor `vary` says otherwise
     slo: what a request or a run must meet, as ttft_p95:2s,tpot_p95:100ms
     """
