@@ -159,6 +159,7 @@ from recipe_examples import changed, fields, refusals
         ("load", "chta", "load: workload 'chta': need a built-in (chat, document, code, agent), a"),
         ("load", "prompt=0,output=8", "load: workload prompt=0,output=8: prompt: need one or more"),
         ("load", {"prompt": 64, "ouput": 8}, "load: workload by hand: need a known key, have 'ou"),
+        ("load", {"like": ["chat"]}, "load.like: need "),
         ("load", "no.jsonl", "load: workload 'no.jsonl': need a built-in (chat, document, code, a"),
         ("load", "no.yaml", "load: workload no.yaml: need a file, have: No such file or directory"),
         ("load", {"trace": "no.jsonl"}, "load: no.jsonl: "),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from recipe_examples import EXAMPLES, changed
+from recipe_examples import EXAMPLES, changed, check_as_a_run_would
 
 from hetero.cli.main import main
 from hetero.experiment.recipe.load import load_recipe
@@ -52,6 +52,11 @@ def test_a_description_is_the_docstrings():
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_every_committed_recipe_is_sound(path):
     assert load_recipe(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", [*EXAMPLES, *COMMITTED], ids=lambda path: path.stem)
+def test_a_run_takes_what_was_found_sound(path):
+    check_as_a_run_would(load_recipe(path))
 
 
 @pytest.fixture(scope="module")

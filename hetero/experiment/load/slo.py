@@ -1,6 +1,6 @@
 """Service level objectives: `ttft_p95:2s,tpot_p95:100ms`.
 
-Each is a metric (ttft, tpot, itl, latency), a statistic (p50, p99.9, mean, max ...) and a bound with
+Each is a metric (ttft, tpot, itl, latency), a statistic (p50, p99.9, mean, max) and a bound with
 its unit (s, ms, us). A request meets them if each of its own values is within the bound; they are
 met if the statistics are, a failed request counting as one that never ended.
 """

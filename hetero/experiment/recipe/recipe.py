@@ -5,7 +5,7 @@
 JSON Schema too: `name: what it is`, a line for each field.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -37,6 +37,7 @@ HostName = Annotated[
 CpuList = Annotated[str, _text(r"any|\d+(-\d+)?(,\d+(-\d+)?)*", 'any, or a list as "0-3,8"')]
 Size = Annotated[str, _text(r"\d+(\.\d+)?(MB|GB|MiB|GiB)", "a size as 4GB or 512MiB")]
 Hash = Annotated[str, _text("[0-9a-f]{64}", "a blake3 digest: 64 digits of 0-9a-f")]
+Load = NotEmpty | dict[str, Value | None]  # a mapping's keys are those of hetero.workload
 Values = Annotated[list[Value], msgspec.Meta(min_length=1)]
 
 
@@ -272,8 +273,8 @@ class Serving(_Recipe, frozen=True, kw_only=True, tag="serving"):
     cluster: Cluster
     model: Model
     candidates: Annotated[dict[CandidateName, Candidate], msgspec.Meta(min_length=1)]
-    load: NotEmpty | dict[str, Any]
-    beside: NotEmpty | dict[str, Any] | None = None
+    load: Load
+    beside: Load | None = None
     settings: Settings = Settings()
     slo: str = ""
 
