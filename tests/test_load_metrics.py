@@ -93,6 +93,9 @@ def test_slo_grammar():
         Bound(metric="tpot", statistic="mean", at_most_s=0.1),
         Bound(metric="itl", statistic="max", at_most_s=0.0015),
     )
+    (tail,) = parse_slo("ttft_p99.9:2s")
+    assert tail == Bound(metric="ttft", statistic="p99.9", at_most_s=2.0)
+    assert are_met([record(0, 0, (1.0,), (1,), 1.0)], [tail])
     assert parse_slo(" ") == ()
 
 

@@ -46,6 +46,7 @@ def test_of_the_load_beside():
         ("serving", "beside.router_cores", "processor time is of a process, not of one load"),
         ("kv-wire", "front_cores", "no such metric of kv-wire; did you mean sink_cores or s"),
         ("kv-wire", "beside.restore_p50", "need a load beside for that, have a kv-wire recipe"),
+        ("serving", "cost_per_input_token", "no such metric of serving"),
         ("kv-quality", "qqq", "no such metric of kv-quality; docs/recipes.md lists them"),
     ],
 )

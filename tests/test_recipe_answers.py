@@ -16,11 +16,6 @@ from recipe_examples import changed, fields, refusals
         ("figures.gain.metric", "kld_p50", "figures.gain: kld_p50: no such metric of serving; "),
         (
             "figures.gain.metric",
-            "cost_per_input_token",
-            "figures.gain: cost_per_input_token: need a price, which recipes have none of",
-        ),
-        (
-            "figures.gain.metric",
             "beside.goodput",
             "figures.gain: beside.goodput: the `slo` is of the measured load, not of the one besi",
         ),

@@ -56,7 +56,7 @@ def test_arms_without_candidates():
     [
         (
             {"candidate": "single", "kv": "f16"},
-            Settings(kv="f16", concurrency=2, requests=8),
+            Settings(kv="f16", concurrency=2, requests=8, beside_rate=0.5),
         ),
         (
             {"candidate": "split", "kv": "q8_0/q4_0", "link_rate": "1gbit"},
@@ -64,13 +64,17 @@ def test_arms_without_candidates():
                 kv="q8_0/q4_0",
                 concurrency=2,
                 requests=8,
+                beside_rate=0.5,
                 link_rate="1gbit",
                 route="split",
                 seal="mac",
             ),
         ),
         # It ignores the varied KV type: the recipe's counts.
-        ({"candidate": "llama-server"}, Settings(kv="q8_0", concurrency=2, requests=8)),
+        (
+            {"candidate": "llama-server"},
+            Settings(kv="q8_0", concurrency=2, requests=8, beside_rate=0.5),
+        ),
     ],
 )
 def test_settings_are_the_recipes_then_the_candidates_then_the_varied(arm, expected):

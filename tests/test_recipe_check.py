@@ -52,13 +52,13 @@ from recipe_examples import changed, fields, refusals
         ),
         (
             "candidates.llama-server.decode",
-            ["front"],
+            ["main"],
             "candidates.llama-server: need hosts of ours or a peer, have decode and a peer",
         ),
         (
             "candidates.llama-server.peer.host",
             "-",
-            "candidates.llama-server.peer.host: need one of front, back, have none",
+            "candidates.llama-server.peer.host: need one of main, back, have none",
         ),
         (
             "candidates.split.prefill",
@@ -67,13 +67,18 @@ from recipe_examples import changed, fields, refusals
         ),
         (
             "candidates.split.decode",
-            ["front", "front"],
-            "candidates.split.decode: need front once, have it again",
+            ["main", "main"],
+            "candidates.split.decode: need main once, have it again",
+        ),
+        (
+            "cluster.lab.hosts",
+            {"front": {}, "main": {}, "back": {}},
+            "cluster.lab.hosts.front: need another name, have front, where router and load",
         ),
         (
             "candidates.emulated.emulated",
-            {"front": {"preset": "p40"}},
-            "candidates.emulated.emulated.front: need one of its prefill hosts, have back",
+            {"main": {"preset": "p40"}},
+            "candidates.emulated.emulated.main: need one of its prefill hosts, have back",
         ),
         (
             "candidates.emulated.emulated.back.preset",
@@ -140,6 +145,24 @@ from recipe_examples import changed, fields, refusals
             {},
             "arm split, kv f16, link_rate 100mbit: link_rate: need a lab for that, have this mach",
         ),
+        ("beside", {"prompt_tokens": 512}, "beside: workload by hand: need a known key, have 'pro"),
+        (
+            "settings.beside_rate",
+            "-",
+            "beside: need a setting beside_rate above 0 in some arm, have none, so it never runs",
+        ),
+        (
+            "settings.beside_rate",
+            0,
+            "beside: need a setting beside_rate above 0 in some arm, have none, so it never runs",
+        ),
+        ("load", "chta", "load: workload 'chta': need a built-in (chat, document, code, agent), a"),
+        ("load", "prompt=0,output=8", "load: workload prompt=0,output=8: prompt: need one or more"),
+        ("load", {"prompt": 64, "ouput": 8}, "load: workload by hand: need a known key, have 'ou"),
+        ("load", {"like": ["chat"]}, "load.like: need "),
+        ("load", "no.jsonl", "load: workload 'no.jsonl': need a built-in (chat, document, code, a"),
+        ("load", "no.yaml", "load: workload no.yaml: need a file, have: No such file or directory"),
+        ("load", {"trace": "no.jsonl"}, "load: no.jsonl: "),
         ("beside", "-", "checks[1]: beside.itl_p99: need a load `beside`, have none"),
         (
             "settings",
@@ -147,14 +170,13 @@ from recipe_examples import changed, fields, refusals
             "arm single, kv f16: context_tokens: need 1025 for prompt_tokens and output_tokens, ha",
         ),
         ("vary.rate", [*range(1, 101)], "arm single, kv f16, rate 1: need concurrency"),
-        ("slo", "ttft_p95", "slo: need a time as ttft_p95:2s or ttft_p95:100ms, have 'ttft_p95'"),
         (
             "slo",
-            "goodput:2s",
-            "slo: need one of ttft, tpot, itl, latency as ttft_p95, have goodput",
+            "ttft_p95",
+            "slo: need METRIC_STATISTIC:TIME, as ttft_p95:2s, with a metric of ttft, tpot, itl, la",
         ),
-        ("slo", "ttft_p95:2s,tptp_p95:1s", "slo: tptp_p95: no such metric of serving; did you me"),
-        ("slo", "late_p95:2s", "slo: need one of ttft, tpot, itl, latency as ttft_p95, have late_"),
+        ("slo", "ttft_p95:2s,late_p95:2s", "slo late_p95:2s: need a metric of ttft, tpot, itl, la"),
+        ("slo", "ttft_p00.0:2s", "slo ttft_p00.0:2s: need a bound and a percentile above 0"),
         ("slo", "", "figures.best: goodput: need an `slo`, have none"),
     ],
 )
@@ -167,6 +189,45 @@ def test_too_many_arms_are_counted_not_listed():
     found = fields("kv-wire")
     found["vary"] |= {name: [*range(1, 1001)] for name in ("tokens", "frame_bytes", "seconds")}
     assert refusals(found) == ["vary: need at most 10000 arms, have 2000000000"]
+
+
+def test_front_is_not_a_name_for_this_machine():
+    found = changed("cluster", {})
+    found["candidates"]["single"]["decode"] = ["front"]
+    complaint = "need another name, have front, where router and load generator run"
+    assert refusals(found) == [f"candidates.single.decode: {complaint}"]
+
+
+def test_a_trace_is_looked_for_where_the_user_stands(tmp_path, monkeypatch):
+    found = changed("load", "day.jsonl")
+    assert len(refusals(found)) == 1
+    (tmp_path / "day.jsonl").write_text(
+        '{"timestamp": 0, "input_length": 8, "output_length": 2, "hash_ids": [0]}\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    assert refusals(found) == []
+
+
+WIRE_RATIO = "wire_ratio: need prefill hosts, whose speed it is measured by, have none; let the ca"
+
+
+def test_a_wire_ratio_needs_prefill_hosts():
+    found = fields()
+    found["vary"] = {"wire_ratio": [0.5, 1]}
+    found["candidates"] = {
+        "single": {"decode": ["main"], "ignores": ["wire_ratio"]},
+        "split": {"prefill": ["back"], "decode": ["main"]},
+    }
+    at = {"candidate": "split", "wire_ratio": 1}
+    found["figures"] = {"ttft": {"kind": "value", "says": "it", "metric": "ttft_p50", "at": at}}
+    found["checks"] = found["plots"] = []
+    assert refusals(found) == []
+    found["candidates"]["single"]["settings"] = {"wire_ratio": 1}
+    (line,) = refusals(found)
+    assert line.startswith(f"arm single: {WIRE_RATIO}")
+    found["candidates"]["single"] = {"decode": ["main"]}
+    (line,) = refusals(found)
+    assert line.startswith(f"arm single, wire_ratio 0.5: {WIRE_RATIO}")
 
 
 def test_random_weights_have_no_quality():

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import yaml
+from recipe_examples import check_as_a_run_would
 
 from hetero.experiment.outcome.metrics import METRICS
 from hetero.experiment.recipe import figures, recipe
@@ -51,3 +52,4 @@ def test_the_example_is_sound():
     (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     found = parse_recipe(yaml.safe_load(example))
     assert num_arms(found) == 6
+    check_as_a_run_would(found)

@@ -32,7 +32,7 @@ def test_each_kind_is_read():
     recipe = load_recipe(SERVING)
     assert recipe.candidates["split"].settings == {"route": "split", "seal": "mac"}
     assert recipe.cluster.lab.hosts == {
-        "front": LabHost(),
+        "main": LabHost(),
         "back": LabHost(quota=0.5, memory="2GB"),
     }
 
@@ -147,7 +147,7 @@ def test_whatever_stands_there_is_taken_or_refused_in_words(value, field):
         ("candidates.split.prefill", "back", "candidates.split.prefill: need a list, have 'back'"),
         ("candidates.split.decode", ["a b"], "candidates.split.decode[0]: need 1 to 32 lowercase"),
         ("candidates", {}, "candidates: need a mapping, not an empty one, have an empty one"),
-        ("candidates", {"A": {"decode": ["front"]}}, "candidates.A: need 1 to 40 lowercase lette"),
+        ("candidates", {"A": {"decode": ["main"]}}, "candidates.A: need 1 to 40 lowercase lette"),
         ("settings.threads", 0, "settings.threads: need a whole number >= 1, have 0"),
         ("settings.threads", "2", "settings.threads: need a whole number, have '2'"),
         ("settings.seal", "tls", "settings.seal: need one of none, mac, aead, have 'tls'"),

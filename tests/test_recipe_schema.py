@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from recipe_examples import EXAMPLES, changed
+from recipe_examples import EXAMPLES, changed, check_as_a_run_would
 
 from hetero.cli.main import main
 from hetero.experiment.recipe.load import load_recipe
@@ -54,6 +54,11 @@ def test_every_committed_recipe_is_sound(path):
     assert load_recipe(path).name == path.stem
 
 
+@pytest.mark.parametrize("path", [*EXAMPLES, *COMMITTED], ids=lambda path: path.stem)
+def test_a_run_takes_what_was_found_sound(path):
+    check_as_a_run_would(load_recipe(path))
+
+
 @pytest.fixture(scope="module")
 def validator():
     jsonschema = pytest.importorskip("jsonschema")
@@ -77,7 +82,7 @@ def test_recipes_are_valid_by_it(validator, path):
         ("settings.threads", 0),
         ("settings.treads", 1),
         ("candidates.split.settings.treads", 1),
-        ("candidates.split.decode", "front"),
+        ("candidates.split.decode", "main"),
         ("figures.gain.of", "-"),
         ("figures.gain.kind", "mean"),
         ("cluster.lab.hosts.back.memory", "2g"),

@@ -39,12 +39,12 @@ def test_recipes_of_the_project_are_listed(project):
     run = hetero(cwd=project)
     assert run.returncode == 0, run.stderr
     header, *rows = run.stdout.splitlines()
-    assert header.split() == ["recipe", "kind", "arms", "minutes", "question"]
-    assert [row.split()[:6] for row in rows] == [
-        ["example-quality", "kv-quality", "6", "x", "1", "-"],
-        ["example-wire", "kv-wire", "2", "x", "5", "-"],
+    assert header.split() == ["recipe", "kind", "arms", "minutes", "needs", "question"]
+    assert [row.split()[:7] for row in rows] == [
+        ["example-quality", "kv-quality", "6", "x", "1", "-", "-"],
+        ["example-wire", "kv-wire", "2", "x", "5", "-", "root"],
         # single 2, split and emulated 4 each, llama-server 1
-        ["example-serving", "serving", "11", "x", "3", "4.5"],
+        ["example-serving", "serving", "11", "x", "3", "4.5", "root"],
     ]
     assert rows[1].rstrip().endswith("What does sealing cost?")
 
@@ -63,6 +63,7 @@ def test_the_list_as_json(project):
         "arms": 2,
         "repetitions": 5,
         "minutes": None,
+        "needs_root": True,
         "hash": recipe_hash(load_recipe(WIRE)),
     }
 

@@ -75,8 +75,18 @@ def _summary(recipe: "Recipe") -> dict[str, Any]:
         "arms": num_arms(recipe),
         "repetitions": recipe.repetitions,
         "minutes": recipe.minutes,
+        "needs_root": _needs_root(recipe),
         "hash": recipe_hash(recipe),
     }
+
+
+def _needs_root(recipe: "Recipe") -> bool:
+    """For a lab: the recipe's own, or that of a wire."""
+    from hetero.experiment.recipe.recipe import Serving, Wire
+
+    return isinstance(recipe, Wire) or (
+        isinstance(recipe, Serving) and recipe.cluster.lab is not None
+    )
 
 
 def _print_table(entries: list[dict[str, Any]]) -> None:
@@ -86,9 +96,10 @@ def _print_table(entries: list[dict[str, Any]]) -> None:
     if not entries:
         print_progress("recipes: none here; docs/recipes.md says how to write one")
         return
-    table = Table("recipe", "kind", "arms", "minutes", "question", box=None)
+    table = Table("recipe", "kind", "arms", "minutes", "needs", "question", box=None)
     for entry in entries:
         minutes = "-" if entry["minutes"] is None else f"{entry['minutes']:g}"
         arms = f"{entry['arms']} x {entry['repetitions']}"
-        table.add_row(entry["name"], entry["kind"], arms, minutes, entry["question"])
+        needs = "root" if entry["needs_root"] else "-"
+        table.add_row(entry["name"], entry["kind"], arms, minutes, needs, entry["question"])
     Console().print(table)

@@ -10,7 +10,7 @@ from hetero.cli.output import AsJson, print_json, print_progress
 if TYPE_CHECKING:
     from hetero.experiment.outcome.result import Result
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 _INTERRUPTED = 130  # as a shell counts Ctrl-C
 
@@ -18,7 +18,10 @@ _INTERRUPTED = 130  # as a shell counts Ctrl-C
 @app.command()
 def run(
     recipe: Annotated[
-        str, typer.Argument(help="A name as `hetero recipes` lists it, a file, or a result.json.")
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A name as `hetero recipes` lists it, a file, or a result.json."
+        ),
     ],
     results: Annotated[Path, typer.Option(help="Where RECIPE/DATE_MACHINE is made.")] = Path(
         "results"

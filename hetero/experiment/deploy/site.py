@@ -12,11 +12,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from hetero.errors import EngineError
+from hetero.experiment.recipe.recipe import FRONT as FRONT
 from hetero.experiment.recipe.recipe import Cluster
 from hetero.launch import low_priority
 from hetero.launch.cores import num_usable_cores
-
-FRONT = "front"
 
 # A quarter of a contended core at most, and at once: see low_priority.
 FRONT_NICE = 5

@@ -1,6 +1,6 @@
 """Service level objectives: `ttft_p95:2s,tpot_p95:100ms`.
 
-Each is a metric (ttft, tpot, itl, latency), a statistic (p50, p95, mean, max ...) and a bound with
+Each is a metric (ttft, tpot, itl, latency), a statistic (p50, p99.9, mean, max) and a bound with
 its unit (s, ms, us). A request meets them if each of its own values is within the bound; they are
 met if the statistics are, a failed request counting as one that never ended.
 """
@@ -17,7 +17,7 @@ from hetero.experiment.load.statistic import statistic
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 LATENCIES = ("ttft", "tpot", "itl", "latency")
 _NEED = f"need METRIC_STATISTIC:TIME, as ttft_p95:2s, with a metric of {', '.join(LATENCIES)}"
-_BOUND = re.compile(r"([a-z]+)_(p\d{1,2}|mean|max):(\d+(?:\.\d+)?)\s*([a-z]+)")
+_BOUND = re.compile(r"([a-z]+)_(p\d{1,2}(?:\.\d+)?|mean|max):(\d+(?:\.\d+)?)\s*([a-z]+)")
 
 # Seconds that no answer takes; infinity would turn percentiles beside it into no number.
 _NEVER_S = 1e18
@@ -84,6 +84,6 @@ def _bound(part: str) -> Bound:
         raise ConfigError(f"slo {part}: need a metric of {', '.join(LATENCIES)}, have {metric}")
     if unit not in _UNITS:
         raise ConfigError(f"slo {part}: need a unit of {', '.join(_UNITS)}, have {unit}")
-    if name == "p0" or float(number) == 0:
+    if float(number) == 0 or (name.startswith("p") and float(name[1:]) == 0):
         raise ConfigError(f"slo {part}: need a bound and a percentile above 0")
     return Bound(metric=metric, statistic=name, at_most_s=float(number) * _UNITS[unit])

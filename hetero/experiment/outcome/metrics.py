@@ -105,8 +105,6 @@ METRICS: dict[Kind, dict[str, Metric]] = {
         "duration": _scalar("duration", "s", None),
         "load_cores": _scalar("processor time of the load generator", "cores", "lower"),
         "router_cores": _scalar("processor time of the router", "cores", "lower"),
-        "cost_per_input_token": _scalar("cost per input token", "price/token", "lower"),
-        "cost_per_output_token": _scalar("cost per output token", "price/token", "lower"),
     },
     "kv-quality": {
         "kld": _sample("KL divergence", "nats"),
@@ -118,6 +116,8 @@ METRICS: dict[Kind, dict[str, Metric]] = {
         "perplexity": _scalar("perplexity", "", "lower"),
         "perplexity_ratio": _scalar("perplexity over that of the f16 cache", "", "lower"),
         "kv_bytes_per_token": _scalar("cache per token", "B", "lower"),
+        "k_rotation": _scalar("values of K rotated together", "", None),
+        "v_rotation": _scalar("values of V rotated together", "", None),
     },
     "kv-wire": {
         "bytes_per_s": _sample("goodput of a transfer", "B/s", "higher"),

@@ -6,12 +6,14 @@ from typing import Any
 import msgspec
 
 from hetero.errors import ConfigError
+from hetero.experiment.load.slo import parse_slo
 from hetero.experiment.near import near
 from hetero.experiment.recipe.arms import AnySettings, arm_text, arms_of, num_arms, settings_of
 from hetero.experiment.recipe.check_answers import answer_problems
 from hetero.experiment.recipe.explain import problems
 from hetero.experiment.recipe.figures import Value
 from hetero.experiment.recipe.recipe import (
+    FRONT,
     Candidate,
     Cluster,
     Lab,
@@ -25,9 +27,12 @@ from hetero.kv.types import kv_type
 from hetero.launch.lab.shaping import parse_rate
 from hetero.model.shapes import QUANTS, parse_shape
 from hetero.profile.presets import load_preset
+from hetero.workload.named import load_workload
 
 # More than a week's work at some seconds each.
 _MAX_ARMS = 10_000
+
+_FRONT_IS_TAKEN = f"need another name, have {FRONT}, where router and load generator run"
 
 
 def recipe_problems(recipe: Recipe) -> Iterator[str]:
@@ -48,6 +53,13 @@ def _parts(recipe: Recipe) -> Iterator[str]:
         yield from _cluster(recipe.cluster)
         for name, candidate in recipe.candidates.items():
             yield from _candidate(f"candidates.{name}", candidate, recipe.cluster.lab)
+        yield from _refusal("load", load_workload, recipe.load)
+        if recipe.beside is not None:
+            yield from _refusal("beside", load_workload, recipe.beside)
+        try:
+            parse_slo(recipe.slo)
+        except ConfigError as error:
+            yield str(error)
 
 
 def _model(model: Model) -> Iterator[str]:
@@ -77,6 +89,8 @@ def _cluster(cluster: Cluster) -> Iterator[str]:
         yield "cluster.file: real hosts come with `hetero up`; use a lab, or leave it out"
     if cluster.lab is not None:
         yield from _rate("cluster.lab.rate", cluster.lab.rate)
+        if FRONT in cluster.lab.hosts:
+            yield f"cluster.lab.hosts.{FRONT}: {_FRONT_IS_TAKEN}"
 
 
 def _candidate(place: str, candidate: Candidate, lab: Lab | None) -> Iterator[str]:
@@ -107,6 +121,8 @@ def _candidate(place: str, candidate: Candidate, lab: Lab | None) -> Iterator[st
 def _host(place: str, host: str, lab: Lab | None) -> Iterator[str]:
     if lab is not None and host not in lab.hosts:
         yield f"{place}: no host {host} in the lab{near(host, lab.hosts)}"
+    if lab is None and host == FRONT:
+        yield f"{place}: {_FRONT_IS_TAKEN}"
 
 
 def _settings(recipe: Recipe) -> Iterator[str]:
@@ -182,16 +198,20 @@ def _arms(recipe: Recipe) -> Iterator[str]:
     if not isinstance(recipe, Serving):
         return
     seen = set()
+    has_beside = False
     for arm in arms_of(recipe):
         settings = settings_of(recipe, arm)
         assert isinstance(settings, Settings)
-        for problem in _arm(settings, recipe):
+        has_beside |= bool(settings.beside_rate)
+        for problem in _arm(settings, recipe.candidates[str(arm["candidate"])], recipe):
             if problem not in seen:
                 seen.add(problem)
                 yield f"arm {arm_text(arm)}: {problem}"
+    if recipe.beside is not None and not has_beside:
+        yield "beside: need a setting beside_rate above 0 in some arm, have none, so it never runs"
 
 
-def _arm(settings: Settings, recipe: Serving) -> Iterator[str]:
+def _arm(settings: Settings, candidate: Candidate, recipe: Serving) -> Iterator[str]:
     if settings.concurrency is not None and settings.rate is not None:
         yield "need concurrency (closed loop) or rate (open loop), have both"
     if settings.link_rate is not None and settings.wire_ratio is not None:
@@ -199,6 +219,11 @@ def _arm(settings: Settings, recipe: Serving) -> Iterator[str]:
     for name in ("link_rate", "wire_ratio"):
         if getattr(settings, name) is not None and recipe.cluster.lab is None:
             yield f"{name}: need a lab for that, have this machine as it is"
+    if settings.wire_ratio is not None and not candidate.prefill:
+        yield (
+            "wire_ratio: need prefill hosts, whose speed it is measured by, have none; let the "
+            "candidate ignore it where it is varied, else set it for those with such hosts only"
+        )
     if settings.beside_rate is not None and recipe.beside is None:
         yield "beside_rate: need a load `beside`, have none"
     tokens = (settings.prompt_tokens or 0) + (settings.output_tokens or 0)
@@ -232,8 +257,8 @@ def _rate(place: str, text: str) -> Iterator[str]:
         yield str(error)
 
 
-def _refusal(place: str, read: Callable[[str], object], text: str) -> Iterator[str]:
+def _refusal(place: str, read: Callable[[Any], object], value: object) -> Iterator[str]:
     try:
-        read(text)
+        read(value)
     except ConfigError as error:
         yield f"{place}: {error}"

@@ -1,7 +1,6 @@
-"""What figures, checks, plots and SLOs ask for is there: metrics, arms, and one arm where one is
+"""What figures, checks and plots ask for is there: metrics, arms, and one arm where one is
 meant."""
 
-import re
 from collections.abc import Iterator
 
 from hetero.errors import ConfigError
@@ -24,9 +23,6 @@ from hetero.experiment.recipe.figures import (
 )
 from hetero.experiment.recipe.recipe import Recipe, Serving
 
-_DURATION = re.compile(r"\d+(\.\d+)?(us|ms|s)")
-# What an SLO is about: times that a client sees.
-_OF_CLIENTS = ("ttft", "tpot", "itl", "latency")
 # Metrics that are judged by the SLO.
 _OF_SLO = ("goodput", "slo_met")
 
@@ -34,8 +30,6 @@ _OF_SLO = ("goodput", "slo_met")
 def answer_problems(recipe: Recipe) -> Iterator[str]:
     """A line each, beginning with the field's path. The recipe's arms must be sound."""
     asked = _Asked(recipe)
-    if isinstance(recipe, Serving):
-        yield from asked.slo("slo", recipe.slo)
     for name, figure in recipe.figures.items():
         yield from asked.figure(f"figures.{name}", figure)
     for index, check in enumerate(recipe.checks):
@@ -53,19 +47,6 @@ class _Asked:
         self._values: dict[str, list[Value]] = dict(recipe.vary)
         if isinstance(recipe, Serving):
             self._values = {"candidate": list(recipe.candidates), **self._values}
-
-    def slo(self, place: str, text: str) -> Iterator[str]:
-        for part in filter(None, text.split(",")):
-            name, _, bound = part.strip().partition(":")
-            try:
-                metric = parse_metric("serving", name)
-            except ConfigError as error:
-                yield f"{place}: {error}"
-                continue
-            if metric.beside or metric.base not in _OF_CLIENTS:
-                yield f"{place}: need one of {', '.join(_OF_CLIENTS)} as ttft_p95, have {name}"
-            elif not _DURATION.fullmatch(bound):
-                yield f"{place}: need a time as {name}:2s or {name}:100ms, have {part.strip()!r}"
 
     def figure(self, place: str, figure: Figure) -> Iterator[str]:
         yield from self._metric(place, figure.metric)
@@ -129,8 +110,6 @@ class _Asked:
             yield f"{place}: {name}: the `slo` is of the measured load, not of the one beside"
         elif metric.base in _OF_SLO and not self._recipe.slo:
             yield f"{place}: {name}: need an `slo`, have none"
-        if metric.base.startswith("cost_per_"):
-            yield f"{place}: {name}: need a price, which recipes have none of; see `hetero bench`"
 
     def _names(self, place: str, figure: Figure) -> Iterator[str]:
         yield from self._selection(f"{place}.at", figure.at)

@@ -5,7 +5,7 @@
 JSON Schema too: `name: what it is`, a line for each field.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -17,6 +17,9 @@ def _text(pattern: str, description: str) -> msgspec.Meta:
     """description: in a refusal, it stands for the pattern."""
     return msgspec.Meta(pattern=f"^({pattern})$", description=description)
 
+
+# The host of router and load generator, which every site has besides the recipe's.
+FRONT = "front"
 
 RoleName = Literal["prefill", "decode"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -34,6 +37,7 @@ HostName = Annotated[
 CpuList = Annotated[str, _text(r"any|\d+(-\d+)?(,\d+(-\d+)?)*", 'any, or a list as "0-3,8"')]
 Size = Annotated[str, _text(r"\d+(\.\d+)?(MB|GB|MiB|GiB)", "a size as 4GB or 512MiB")]
 Hash = Annotated[str, _text("[0-9a-f]{64}", "a blake3 digest: 64 digits of 0-9a-f")]
+Load = NotEmpty | dict[str, Value | None]  # a mapping's keys are those of hetero.workload
 Values = Annotated[list[Value], msgspec.Meta(min_length=1)]
 
 
@@ -98,7 +102,7 @@ class Lab(_Part, frozen=True, kw_only=True):
     """Hosts here, each a namespace, joined by one cable each pair; router and load generator run on
     a host of their own with fast cables to all, at low priority.
 
-    hosts: by name; {} is one of defaults
+    hosts: by name; {} is one of defaults; front is the router's and load generator's
     rate: of the cables between hosts, 5mbit to 40gbit, where neither `link_rate` nor `wire_ratio`
         of the settings says otherwise
     mtu: of these cables
@@ -160,8 +164,10 @@ class Settings(_Part, frozen=True, kw_only=True):
         time, which means the same on a faster machine
     route: auto, local (who decodes reads the prompt too), split
     concurrency: closed loop: sessions at once
-    rate: open loop: sessions per second
-    requests: in all; null: two for each concurrent one, eight at least
+    rate: open loop: sessions per second; with neither, the load's own rate (a trace's recorded
+        times, a workload's `rate`), else one at a time
+    requests: in all; null: two for each concurrent one, eight at least, but all of a trace that
+        runs at its own times
     prompt_tokens: instead of the workload's
     output_tokens: instead of the workload's
     beside_rate: sessions per second of the load beside; 0: none
@@ -259,7 +265,7 @@ class Serving(_Recipe, frozen=True, kw_only=True, tag="serving"):
     model: what is served
     candidates: the ways to serve it, by name
     load: as `-w` of `hetero bench` takes it: a name, a file of a trace, or lengths by hand
-    beside: load that runs beside the measured one
+    beside: load that runs beside the measured one, likewise, where there is a `beside_rate`
     settings: of all arms, where neither the candidate nor `vary` says otherwise
     slo: what a request or a run must meet, as ttft_p95:2s,tpot_p95:100ms
     """
@@ -267,8 +273,8 @@ class Serving(_Recipe, frozen=True, kw_only=True, tag="serving"):
     cluster: Cluster
     model: Model
     candidates: Annotated[dict[CandidateName, Candidate], msgspec.Meta(min_length=1)]
-    load: NotEmpty | dict[str, Any]
-    beside: NotEmpty | dict[str, Any] | None = None
+    load: Load
+    beside: Load | None = None
     settings: Settings = Settings()
     slo: str = ""
 
