@@ -10,6 +10,8 @@ import msgspec
 
 from hetero.errors import ConfigError, EngineError
 from hetero.experiment.deploy.site import FRONT, Site
+from hetero.experiment.load.metrics import PromptLengths
+from hetero.experiment.load.overhead import Share
 from hetero.experiment.load.plan import LoadPlan
 from hetero.experiment.load.record import RequestRecord
 from hetero.launch.node_processes import node_environment
@@ -17,20 +19,23 @@ from hetero.launch.node_processes import node_environment
 _CHILD = (sys.executable, "-P", "-m", "hetero.experiment.load.child")
 
 
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What the child says of a load, as far as it is used. began_s: of time.monotonic."""
+
+    began_s: float
+    scalars: dict[str, float]
+    share: Share
+    prompt_kind: str
+    prompt_lengths: PromptLengths
+    aiperf: dict[str, Any]
+
+
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a load. scalars, aiperf: as `hetero.experiment.load.metrics` has them."""
-
     records: list[RequestRecord]
-    scalars: dict[str, float]
-    aiperf: dict[str, Any]
+    summary: Summary
 
 
-class _Summary(msgspec.Struct, frozen=True, kw_only=True):
-    scalars: dict[str, float]
-    aiperf: dict[str, Any]
-
-
-def run_load(site: Site, plan: LoadPlan) -> Loaded:
+def load_from_front(site: Site, plan: LoadPlan) -> Loaded:
     """Raises: ConfigError for a plan that can't be, EngineError if the child failed."""
     with TemporaryDirectory(prefix="hetero-load-") as folder:
         file = Path(folder) / "records.jsonl"
@@ -51,10 +56,10 @@ def run_load(site: Site, plan: LoadPlan) -> Loaded:
         last = out.strip().rpartition(b"\n")[2]
         if process.returncode != 0:
             raise _failure(process.returncode, last, err)
-        summary = msgspec.json.decode(last, type=_Summary)
+        summary = msgspec.json.decode(last, type=Summary)
         with file.open("rb") as lines:
             records = [msgspec.json.decode(line, type=RequestRecord) for line in lines]
-    return Loaded(records=records, scalars=summary.scalars, aiperf=summary.aiperf)
+    return Loaded(records=records, summary=summary)
 
 
 def _failure(status: int, last: bytes, err: bytes) -> ConfigError | EngineError:

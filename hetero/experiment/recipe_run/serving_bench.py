@@ -1,6 +1,6 @@
 """Arms of a serving recipe: a candidate brought up on the recipe's hosts, and load on it."""
 
-import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
@@ -13,14 +13,15 @@ from hetero.errors import ConfigError
 from hetero.experiment.deploy.deployment import Deployment
 from hetero.experiment.deploy.node_configs import kv_pair
 from hetero.experiment.deploy.site import Site
-from hetero.experiment.load.metrics import measure
+from hetero.experiment.load.metrics import PromptLengths, measure
 from hetero.experiment.load.plan import LoadPlan
 from hetero.experiment.load.record import RequestRecord
 from hetero.experiment.outcome.arm_run import Arm
 from hetero.experiment.outcome.measured import Measured
 from hetero.experiment.recipe.arms import deployment_of, settings_of
 from hetero.experiment.recipe.recipe import Serving, Settings
-from hetero.experiment.recipe_run.load_child import Loaded, run_load
+from hetero.experiment.recipe_run.cpu_log import CPULog
+from hetero.experiment.recipe_run.load_child import Loaded, load_from_front
 from hetero.experiment.recipe_run.run_folder import RunFolder
 from hetero.experiment.recipe_run.runner import Say
 from hetero.kv.layout import model_layout
@@ -39,6 +40,9 @@ _CALIBRATION_REQUESTS = 6
 
 # In all, where the recipe does not say; else four for each concurrent one.
 _LEAST_REQUESTS = 8
+
+# A tokenizer splits a letter over two tokens now and then.
+_MOST_TOKENS_A_PIECE = 1.02
 
 # Enough for the load beside: it is repeated while the main one lasts.
 _BESIDE_SESSIONS = 64
@@ -74,11 +78,12 @@ class ServingBench:
         schedule = self._schedule(settings, seed)
         used = msgspec.to_builtins(settings) | {"versions": deployment.versions}
         used |= self._set_link(settings, deployment, repetition)
-        before, clock = deployment.cpu_seconds(), time.monotonic()
-        loaded = self._run(deployment, self._plan(deployment, settings, schedule, seed))
-        seconds = time.monotonic() - clock
-        after = deployment.cpu_seconds()
-        cores = {f"{name}_cores": (after[name] - before[name]) / seconds for name in after}
+        with CPULog(deployment.cpu_seconds) as log:
+            loaded = self._run(deployment, self._plan(deployment, settings, schedule, seed))
+        told = loaded.summary
+        taken = log.cores(told.began_s, told.began_s + told.share.seconds)
+        lengths = told.prompt_lengths
+        used |= {"prompts": told.prompt_kind, "prompt_lengths": msgspec.to_builtins(lengths)}
         emulated = candidate.emulated.items()
         marks = [f"emulated: {device.preset} (host {host})" for host, device in emulated]
         if schedule.num_clipped or schedule.num_dropped:
@@ -87,12 +92,12 @@ class ServingBench:
                 f"were cut short, and {schedule.num_dropped} requests left out"
             )
         return Measured(
-            scalars=loaded.scalars | cores,
+            scalars=told.scalars | {f"{name}_cores": cores for name, cores in taken.items()},
             samples=measure(loaded.records).samples,
             records=loaded.records,
             settings=used,
-            marks=marks,
-            aiperf=loaded.aiperf,
+            marks=[*marks, *_odd_lengths(lengths), *_odd_pieces(loaded.records)],
+            aiperf=told.aiperf,
         )
 
     def __enter__(self) -> Self:
@@ -123,7 +128,7 @@ class ServingBench:
         return self._deployment
 
     def _run(self, deployment: Deployment, plan: LoadPlan) -> Loaded:
-        loaded = run_load(self._site, plan)
+        loaded = load_from_front(self._site, plan)
         deployment.check_alive()
         return loaded
 
@@ -207,6 +212,22 @@ class ServingBench:
         stages = record.stages
         seconds = float(stages["prefill_s"]) + float(stages["pack_s"])
         return record.prompt_tokens * layout.token_bytes / seconds
+
+
+def _odd_lengths(lengths: PromptLengths) -> Iterator[str]:
+    if lengths.exact < lengths.counted:
+        yield (
+            f"{lengths.counted - lengths.exact} of {lengths.counted} prompts were not as long as "
+            f"asked for, by {lengths.worst} tokens at most"
+        )
+
+
+def _odd_pieces(records: Sequence[RequestRecord]) -> Iterator[str]:
+    """Where a piece is several tokens, the gaps between pieces are not between tokens."""
+    pieces = sum(len(record.piece_tokens) for record in records)
+    tokens = sum(sum(record.piece_tokens) for record in records)
+    if tokens > _MOST_TOKENS_A_PIECE * pieces:
+        yield f"text came in pieces of {tokens / pieces:.2f} tokens on average"
 
 
 def _quiet(line: str) -> None:
