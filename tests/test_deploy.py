@@ -242,6 +242,9 @@ def test_hosts_get_the_cores_that_nobody_named():
     )
     topology = lab_site.lab_topology("x", lab, [[0, 4], [1, 5], [2, 6]])
     assert [host.cpus for host in topology.hosts] == ["1,5", "0", "2,6", None, None]
+    whole = Lab(hosts={"a": LabHost(), "b": LabHost(cpus="0")})
+    front = lab_site.lab_topology("x", whole, [[0, 4], [1, 5]]).host(FRONT)
+    assert front.cpus == "1,5,0"  # the hosts', and no others
     rates = {cable.text: cable.rate_bits_per_s for cable in topology.cables}
     assert rates["a - b"] == 10e9
     assert rates["front - a"] == 40e9

@@ -75,7 +75,7 @@ def test_a_peer_gets_our_slots_and_cache_and_is_waited_for(stand_in, tmp_path):
     options = dict(zip(argv[1::2], argv[2::2], strict=False))
     assert options["--ctx-size"] == "1500"
     assert options["--parallel"] == "3"
-    assert options["--ubatch-size"] == options["--batch-size"] == "64"
+    assert options["--ubatch-size"] == "64"
     assert options["--threads"] == options["--threads-batch"] == "2"
     assert (options["--cache-type-k"], options["--cache-type-v"]) == ("q8_0", "q4_0")
     assert {"--no-cache-prompt", "--no-webui"} <= set(argv)

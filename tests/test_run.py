@@ -14,6 +14,7 @@ import yaml
 from hetero.cli import main
 from hetero.experiment.outcome.result import read_result
 from hetero.experiment.recipe.load import load_recipe, recipe_hash
+from hetero.model.demo import DEMO_MODEL_PATH
 
 needs_lab = pytest.mark.skipif(
     sys.platform != "linux"
@@ -172,6 +173,11 @@ def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(tmp_path):
     [
         ({"lod": "chat"}, "lod: no such key; did you mean load"),
         ({"model": {"file": "/nowhere.gguf", "hash": "0" * 64}}, "none at /nowhere.gguf"),
+        (
+            {"model": {"file": str(DEMO_MODEL_PATH), "hash": "0" * 64}},
+            f"need hash {'0' * 64}, have",
+        ),
+        ({"cluster": {"file": "cluster.yaml"}}, "cluster.file"),
         ({"load": "chatt"}, "did you mean chat"),
         (
             {"candidates": {"a": {"peer": {"server": "llama-server", "binary": "/nowhere"}}}},
@@ -190,6 +196,16 @@ def test_what_can_not_be_run_is_refused_before_anything_is_measured(
     assert complaint in err
     assert "Traceback" not in err
     assert not list((tmp_path / "results").glob("*/*"))
+
+
+def test_a_model_of_ones_own_needs_texts_to_read(tmp_path, capsys):
+    arguments = ("--model", DEMO_MODEL_PATH, "--results", tmp_path / "r")
+    status, _, err = run(capsys, "kv-quality", *arguments)
+    assert status == 2
+    assert "--texts: need UTF-8 files for demo.gguf to read, have none" in err
+    status, _, err = run(capsys, written(tmp_path), "--texts", tmp_path / "x.txt", *arguments)
+    assert status == 2
+    assert "--texts: need a kv-quality recipe, have small" in err
 
 
 def test_another_program_that_computes_here_is_a_reason_not_to_begin(tmp_path, capsys):

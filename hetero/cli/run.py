@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hetero.cli.output import AsJson, print_json, print_progress
+from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
     from hetero.experiment.outcome.result import Result
@@ -31,6 +32,10 @@ def run(
     ] = None,
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="A GGUF file instead of the recipe's.")
+    ] = None,
+    texts: Annotated[
+        list[Path] | None,
+        typer.Option(help="Of kv-quality with --model: UTF-8 files to read; may be repeated."),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if one of the recipe's checks failed.")
@@ -62,7 +67,9 @@ def run(
     if repetitions is not None:
         chosen = with_repetitions(chosen, repetitions)
     if model is not None:
-        chosen = with_model(chosen, model)
+        chosen = with_model(chosen, model, texts or [])
+    elif texts:
+        raise ConfigError("--texts: need --model, whose answers they are to show, have none")
     try:
         folder, result = run_recipe(chosen, results, print_progress, busy=busy, fresh=fresh)
     except KeyboardInterrupt:
@@ -71,7 +78,8 @@ def run(
     if as_json:
         import msgspec
 
-        print_json({"results": str(folder), "checks": msgspec.to_builtins(result.checks)})
+        told = {"results": str(folder), "checks": msgspec.to_builtins(result.checks)}
+        print_json(told | {"emulated": result.emulated})
     else:
         _print_answer(folder, result)
     if check and not result.checks_held:
@@ -79,8 +87,8 @@ def run(
 
 
 def _print_answer(folder: Path, result: "Result") -> None:
-    from hetero.experiment.outcome.report import answer_lines
+    from hetero.experiment.outcome.report import answer_lines, warning_lines
 
-    for line in answer_lines(result):
+    for line in (*warning_lines(result), *answer_lines(result)):
         typer.echo(line)
     typer.echo(f"\n{folder / 'report.md'}")

@@ -83,6 +83,9 @@ def lab_topology(name: str, lab: LabRecipe, cores: Sequence[Sequence[int]]) -> T
         host: {"cpus": cpus[host], "quota": limits.quota, "memory": limits.memory}
         for host, limits in lab.hosts.items()
     }
+    # Router and load generator get no core that the hosts don't have: a candidate on one host would
+    # otherwise have a second one for free.
+    front = None if None in cpus.values() else {"cpus": ",".join(filter(None, cpus.values()))}
     links = [
         {"between": pair, "rate": lab.rate, "mtu": lab.mtu} for pair in combinations(lab.hosts, 2)
     ]
@@ -90,7 +93,7 @@ def lab_topology(name: str, lab: LabRecipe, cores: Sequence[Sequence[int]]) -> T
     try:
         # JSON is YAML.
         return parse_topology(
-            json.dumps({"name": name, "hosts": hosts | {FRONT: None}, "links": links})
+            json.dumps({"name": name, "hosts": hosts | {FRONT: front}, "links": links})
         )
     except ConfigError as error:
         raise ConfigError(f"cluster.lab: {error}") from None

@@ -51,9 +51,9 @@ def server_argv(
 ) -> list[str]:
     """Its defaults, but for these.
 
-    As ours: K and V of these types with flash attention, a cache of its own per slot, steps of
-    chunk_tokens, as many threads for a prompt as for tokens, and nothing remembered between
-    requests. It could use again what a slot or its host memory holds of the same beginning
+    As ours: K and V of these types with flash attention, a cache of its own per slot, at most
+    chunk_tokens in a step, as many threads for a prompt as for tokens, and nothing remembered
+    between requests. It could use again what a slot or its host memory holds of the same beginning
     (--cache-prompt, --slot-prompt-similarity, --cache-ram), and we can't. Left on, a prompt that a
     run repeats would cost it nothing; off, a workload whose prompts share beginnings hides a
     strength of it, which a report must say.
@@ -67,7 +67,6 @@ def server_argv(
         "--parallel": settings.slots,
         "--threads": settings.threads,
         "--threads-batch": settings.threads,
-        "--batch-size": settings.chunk_tokens,
         "--ubatch-size": settings.chunk_tokens,
         "--cache-type-k": kv_k,
         "--cache-type-v": kv_v,

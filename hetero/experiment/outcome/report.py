@@ -24,7 +24,7 @@ def report_text(
     """why_no_plots: "" where there are all that were asked for."""
     parts = [
         f"# {result.recipe.question}",
-        *_warnings(result),
+        *warning_lines(result),
         "\n".join(answer_lines(result)),
         *_section("Checks", "\n".join(check_lines(result))),
         *_section("Plots", "\n\n".join(_plots(drawn, why_no_plots))),
@@ -62,7 +62,7 @@ def check_lines(result: Result) -> Iterator[str]:
         yield f"| {_cell(check.says)} | {_cell(check.text)} | {verdict} |"
 
 
-def _warnings(result: Result) -> Iterator[str]:
+def warning_lines(result: Result) -> Iterator[str]:
     """What must be read before any number."""
     if result.emulated:
         names = ", ".join(result.emulated)
