@@ -23,7 +23,7 @@ from hetero.launch.lab.limits import machine_controllers
 from hetero.launch.lab.state import lab_names
 from hetero.launch.lab.topology import Topology
 from hetero.machine.files import to_cpus
-from hetero.machine.whole_cores import whole_cores
+from hetero.machine.whole_cores import one_of_each_core, usable_cpus, whole_cores
 
 _FRONT_RATE = "40gbit"
 
@@ -53,6 +53,13 @@ class LabSite(Site):
     @property
     def hosts(self) -> tuple[str, ...]:
         return self._hosts
+
+    @property
+    def cpus(self) -> list[int]:
+        given = [host.cpus for host in self._lab.topology.hosts if host.name != FRONT]
+        if None in given:
+            return usable_cpus()
+        return one_of_each_core({cpu for cpus in given for cpu in to_cpus(cpus)})
 
     def address(self, host: str) -> str:
         return self._lab.address(host)

@@ -3,14 +3,17 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from hetero.errors import ConfigError
 from hetero.experiment.deploy.emulated import emulated_prefill
 from hetero.experiment.deploy.site import FRONT, Site
+from hetero.experiment.figures import Say
 from hetero.experiment.models import cache_folder
-from hetero.experiment.recipe.recipe import Candidate, Emulated, Settings
+from hetero.experiment.recipe.arms import arms_of, settings_of
+from hetero.experiment.recipe.recipe import Candidate, Emulated, Serving, Settings
 from hetero.launch.cluster_keys import ClusterKeys
 from hetero.launch.node_processes import checked_config
 from hetero.profile.node_profile import Role
@@ -82,7 +85,7 @@ def router_config(
 def node_config(
     node: Node, site: Site, model: Path, settings: Settings, meeting: Meeting
 ) -> PrefillConfig | DecodeConfig:
-    """Of an emulated node, what it replays is made first, unless it is there already.
+    """Of an emulated node, what it replays is made first, unless `prepare_recordings` did.
 
     Raises: ConfigError, PlanError, EngineError
     """
@@ -118,13 +121,35 @@ def node_config(
     )
     if node.emulated is None:
         return config
-    replayed = emulated_prefill(
+    replayed = _replayed(node.emulated, settings, model, logger.info)
+    return msgspec.structs.replace(config, **replayed)
+
+
+def prepare_recordings(recipe: Serving, model: Path, say: Say) -> None:
+    """For all arms with emulated hosts, so that none is made between two pilots: each takes
+    minutes, and nearly all cores.
+
+    Raises: ConfigError, PlanError, EngineError
+    """
+    prepared = set()
+    for arm in arms_of(recipe):
+        settings = settings_of(recipe, arm)
+        assert isinstance(settings, Settings)
+        for device in recipe.candidates[str(arm["candidate"])].emulated.values():
+            kind = (device.preset, settings.kv, settings.context_tokens)
+            if kind not in prepared:
+                prepared.add(kind)
+                _replayed(device, settings, model, say)
+
+
+def _replayed(device: Emulated, settings: Settings, model: Path, say: Say) -> dict[str, Any]:
+    kv_k, kv_v = kv_pair(settings.kv)
+    return emulated_prefill(
         model,
-        node.emulated.preset,
+        device.preset,
         kv_k=kv_k,
         kv_v=kv_v,
         context_tokens=settings.context_tokens,
         cache=cache_folder(),
-        say=logger.info,
+        say=say,
     )
-    return msgspec.structs.replace(config, **replayed)

@@ -16,6 +16,7 @@ from hetero.experiment.recipe.recipe import FRONT as FRONT
 from hetero.experiment.recipe.recipe import Cluster
 from hetero.launch import low_priority
 from hetero.launch.cores import num_usable_cores
+from hetero.machine.whole_cores import usable_cpus
 
 # A quarter of a contended core at most, and at once: see low_priority.
 FRONT_NICE = 5
@@ -50,6 +51,12 @@ class Site(ABC):
     @abstractmethod
     def hosts(self) -> tuple[str, ...] | None:
         """The recipe's; None: any name stands for this machine."""
+
+    @property
+    @abstractmethod
+    def cpus(self) -> list[int]:
+        """Those that the recipe's hosts compute on; of a lab's cores one each. None where no
+        process is bound to a CPU."""
 
     @abstractmethod
     def address(self, host: str) -> str:
@@ -109,6 +116,10 @@ class LocalSite(Site):
     @property
     def hosts(self) -> None:
         return None
+
+    @property
+    def cpus(self) -> list[int]:
+        return usable_cpus()
 
     def address(self, host: str) -> str:
         return "127.0.0.1"

@@ -1,6 +1,5 @@
 """What measures a recipe's arms, by its kind."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import msgspec
 from hetero.errors import HeteroError
 from hetero.experiment.deploy.llama_server import find_binary
 from hetero.experiment.deploy.model_files import ModelFile, model_file
+from hetero.experiment.deploy.node_configs import prepare_recordings
 from hetero.experiment.deploy.site import make_site
 from hetero.experiment.kv_quality.bench import KVQuality
 from hetero.experiment.kv_wire.arm import end_cores
@@ -27,6 +27,8 @@ from hetero.experiment.recipe.recipe import (
 from hetero.experiment.recipe_run.run_folder import RunFolder
 from hetero.experiment.recipe_run.runner import Bench, Say
 from hetero.experiment.recipe_run.serving_bench import ServingBench
+from hetero.launch.cores import num_usable_cores
+from hetero.machine.whole_cores import one_of_each_core, usable_cpus
 from hetero.model.fingerprint import fingerprint_model
 
 
@@ -48,23 +50,19 @@ def open_bench(recipe: Recipe, folder: RunFolder, say: Say) -> Iterator[Opened]:
     known = _known(model)
     if isinstance(recipe, Quality):
         with KVQuality(recipe, model.path) as quality:
-            yield Opened(_QualityBench(recipe, quality), usable_cpus(), known)
+            cpus = one_of_each_core(usable_cpus())[: num_usable_cores()]
+            yield Opened(_QualityBench(recipe, quality), cpus, known)
     else:
         # Before anything is measured, not at the first of its arms.
         for peer in (candidate.peer for candidate in recipe.candidates.values()):
             if peer is not None:
                 find_binary(peer)
+        prepare_recordings(recipe, model.path, say)
         with (
             make_site(recipe.cluster) as site,
             ServingBench(recipe, site, model.path, folder, say) as serving,
         ):
-            yield Opened(serving, usable_cpus(), known)
-
-
-def usable_cpus() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return []
+            yield Opened(serving, site.cpus, known)
 
 
 class _QualityBench:
