@@ -1,13 +1,11 @@
 """Recipes, and arms as if they had been measured: realistic sizes, known values."""
 
-import msgspec
 import numpy as np
 
 from hetero.experiment.outcome.arm_run import ArmRun, Pilot
 from hetero.experiment.outcome.result import Result
 from hetero.experiment.recipe.arms import arms_of
-from hetero.experiment.recipe.load import recipe_hash
-from hetero.experiment.recipe.recipe import Recipe
+from hetero.experiment.recipe.load import parse_recipe, recipe_hash
 
 
 def serving(**fields):
@@ -24,10 +22,12 @@ def serving(**fields):
         "model": {"demo": True},
         "candidates": candidates,
         "load": "chat",
-        "figures": {"rate": {"kind": "value", "says": "how fast", "metric": "throughput"}},
         "repetitions": 3,
-    }
-    return msgspec.convert(start | fields, Recipe)
+    } | fields
+    first = {"candidate": next(iter(start["candidates"]))}
+    first |= {name: values[0] for name, values in start.get("vary", {}).items()}
+    rate = {"kind": "value", "says": "how fast", "metric": "throughput", "at": first}
+    return parse_recipe({"figures": {"rate": rate}} | start)
 
 
 def run(arm, repetition=0, *, attempt=0, samples=None, scalars=None, marks=()):
@@ -229,7 +229,7 @@ def interconnect():
 
 def kv_quality():
     types = ["f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-    recipe = msgspec.convert(
+    recipe = parse_recipe(
         {
             "kind": "kv-quality",
             "name": "kv-quality",
@@ -261,8 +261,7 @@ def kv_quality():
                     "value": "recall_share",
                 },
             ],
-        },
-        Recipe,
+        }
     )
     generator = np.random.default_rng(5)
     runs = []
@@ -277,13 +276,13 @@ def kv_quality():
 
 
 def kv_wire():
-    recipe = msgspec.convert(
+    recipe = parse_recipe(
         {
             "kind": "kv-wire",
             "name": "kv-wire",
             "question": "What does security cost on the wire?",
             "vary": {
-                "seal": ["none", "integrity", "aead"],
+                "seal": ["none", "mac", "aead"],
                 "connections": [1, 2, 4],
             },
             "repetitions": 3,
@@ -306,11 +305,10 @@ def kv_wire():
                     "lines": "connections",
                 }
             ],
-        },
-        Recipe,
+        }
     )
     generator = np.random.default_rng(6)
-    speed = {"none": 2.6e9, "integrity": 1.8e9, "aead": 1.5e9}
+    speed = {"none": 2.6e9, "mac": 1.8e9, "aead": 1.5e9}
     runs = []
     for arm in arms_of(recipe):
         for repetition in range(3):

@@ -152,7 +152,7 @@ def test_nothing_can_be_told_apart():
 def test_the_best_of_goodputs_of_nothing():
     """No ratio of 0, but a difference."""
     runs = both([1], single=[[0, 0, 0]], split=[[2, 2.1, 1.9]], metric="goodput")
-    found = figure(runs, BEST | {"metric": "goodput"}, vary={"concurrency": [1]})
+    found = figure(runs, BEST | {"metric": "goodput"}, slo="ttft_p95:2s", vary={"concurrency": [1]})
     assert found.points[0].best == ["split"]
 
 

@@ -67,7 +67,7 @@ def test_an_arm_that_was_not_measured_fails():
 
 
 def test_a_figure_without_a_number_fails():
-    figures = {"rate": FIGURES["rate"] | {"metric": "goodput"}}
+    figures = {"rate": FIGURES["rate"] | {"metric": "request_rate"}}
     found = checked([100], {"figure": "rate", "at_least": 1}, figures=figures)
     assert (found.held, found.value) == (False, None)
     assert "not known" in found.text

@@ -235,6 +235,8 @@ def test_long_names_and_many_values_do_not_overlap():
     bars = {"kind": "bars", "title": "T", "x": "candidate", "y": ["itl_p95"], "at": {}}
     recipe = serving(
         candidates=candidates,
+        beside="chat",
+        settings={"beside_rate": 1.0},
         vary={"prompt_tokens": values},
         plots=[lines, bars | {"at": {"prompt_tokens": 8}}],
     )

@@ -166,8 +166,8 @@ class Settings(_Part, frozen=True, kw_only=True):
     concurrency: closed loop: sessions at once
     rate: open loop: sessions per second; with neither, the load's own rate (a trace's recorded
         times, a workload's `rate`), else one at a time
-    requests: in all; null: two for each concurrent one, eight at least, but all of a trace that
-        runs at its own times
+    requests: in all; null: four for each concurrent one, eight at least, but all of a trace in
+        an open loop
     prompt_tokens: instead of the workload's
     output_tokens: instead of the workload's
     beside_rate: sessions per second of the load beside; 0: none
