@@ -67,7 +67,8 @@ def test_options_may_stand_before_the_url(capsys):
         (["engin"], "did you mean engine?"),
         (["localhost:8080"], "did you mean http://localhost:8080?"),
         (["ftp://x"], "URL: need one as http://127.0.0.1:8080"),
-        (["http://x", "--concurrency", "1,0"], "--concurrency: need numbers above 0"),
+        (["http://x", "--concurrency", "1,0"], "--concurrency: need whole numbers above 0"),
+        (["http://x", "--concurrency", "1.5"], "--concurrency: need whole numbers above 0"),
         (["http://x", "--rate", "fast"], "--rate: need numbers above 0"),
         (["http://x", "--rate", "1", "--concurrency", "1"], "have both"),
         (["http://x", "--slo", "ttft:2s"], "slo: need METRIC_STATISTIC:TIME"),
@@ -81,6 +82,28 @@ def test_wrong_usage_is_named(capsys, arguments, complaint):
     status, _, err = bench(capsys, *arguments)
     assert status == 2
     assert complaint in err
+
+
+def test_a_server_that_is_not_there_costs_no_earlier_report(capsys, tmp_path):
+    report, requests, new = (tmp_path / name for name in ("report", "requests", "new"))
+    report.write_text("an hour's work")
+    requests.write_text("and its requests")
+    url = "http://127.0.0.1:1"
+    assert bench(capsys, url, "-o", report, "--requests-file", requests)[0] == 1
+    assert bench(capsys, url, "-o", new)[0] == 1
+    assert report.read_text() == "an hour's work"
+    assert requests.read_text() == "and its requests"
+    assert not new.exists()
+
+
+def test_an_earlier_report_is_replaced(capsys, tmp_path):
+    report, requests = tmp_path / "report", tmp_path / "requests"
+    with running_stub("--first-ms", 1, "--token-ms", 1) as stub:
+        for _ in range(2):
+            options = ("--concurrency", "1,2", "--requests", 3, "-o", report)
+            bench(capsys, stub.url, *SIZES, *options, "--requests-file", requests)
+    assert len(json.loads(report.read_text())["points"]) == 2
+    assert len(requests.read_text().splitlines()) == 6
 
 
 def test_nothing_but_errors_is_a_failure(capsys):

@@ -87,6 +87,22 @@ def test_no_results_is_no_error(tmp_path, monkeypatch, capsys):
     assert "hetero run RECIPE makes one" in err
 
 
+def test_another_directory_is_listed(kept, capsys, tmp_path):
+    kept("a", measured([100, 100.1, 99.9]))
+    (tmp_path / "results").rename(tmp_path / "elsewhere")
+    assert "no result of a recipe below results" in call(capsys)[2]
+    _, out, _ = call(capsys, "--results", "elsewhere")
+    assert "elsewhere/fair-baseline/a" in out
+
+
+def test_a_report_of_bench_is_called_one(kept, capsys, tmp_path):
+    a = kept("a", measured([100, 100.1, 99.9]))
+    (tmp_path / "load.json").write_text('{"benchmark": "URL", "points": []}')
+    status, _, err = call(capsys, "compare", a, "load.json")
+    assert status == 2
+    assert "load.json: need the result of a recipe, have a report of `hetero bench URL`" in err
+
+
 def test_show_prints_the_answer(kept, capsys):
     folder = kept("a", measured([100, 100.1, 99.9], complete=False))
     status, out, _ = call(capsys, "show", folder)

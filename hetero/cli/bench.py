@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from hetero.cli import bench_url
-from hetero.cli.output import AsJson, print_json, print_progress
+from hetero.cli.output import AsJson, check_writable, print_json, print_progress
 
 _URL = "URL"
 
@@ -73,7 +73,7 @@ def engine(
     from hetero.experiment.engine_bench.settings import full_settings, quick_settings
     from hetero.experiment.engine_bench.suite import measure_engines
 
-    _check_folder(output)
+    check_writable(output)
     settings = (quick_settings if quick else full_settings)(_model_folder(), threads)
     report = measure_engines(settings, _names(only), print_progress)
     _write(output, report)
@@ -99,7 +99,7 @@ def kernels(
 
     from hetero.errors import ConfigError
 
-    _check_folder(output)
+    check_writable(output)
     for package in ("torch", "triton"):
         if find_spec(package) is None:
             raise ConfigError(
@@ -149,7 +149,7 @@ def wire(
     from hetero.experiment.wire_bench.settings import full_settings, quick_settings
     from hetero.experiment.wire_bench.suite import measure_wire
 
-    _check_folder(output)
+    check_writable(output)
     settings = quick_settings() if quick else full_settings()
     report = measure_wire(
         settings, _names(only), print_progress, keep=lambda so_far: _write(output, so_far)
@@ -170,19 +170,12 @@ def profile(
     from hetero.experiment.profile_bench.settings import full_settings, quick_settings
     from hetero.experiment.profile_bench.suite import measure_profiles
 
-    _check_folder(output)
+    check_writable(output)
     settings = (quick_settings if quick else full_settings)(_model_folder())
     report = measure_profiles(
         settings, _names(only), print_progress, keep=lambda so_far: _write(output, so_far)
     )
     _print(report, as_json)
-
-
-def _check_folder(output: Path | None) -> None:
-    from hetero.errors import ConfigError
-
-    if output is not None and not output.parent.is_dir():
-        raise ConfigError(f"{output}: no directory {output.parent}; make it first")
 
 
 def _names(only: str) -> list[str]:

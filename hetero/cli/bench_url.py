@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hetero.cli.output import AsJson, print_json, print_progress
+from hetero.cli.output import INTERRUPTED, AsJson, check_writable, print_json, print_progress
 
 if TYPE_CHECKING:
     from hetero.experiment.load.sweep import Point, SweepSettings
-
-_INTERRUPTED = 130
 
 
 def url(
@@ -23,12 +21,17 @@ def url(
         typer.Option(
             "--workload",
             "-w",
-            help="chat, document, code or agent; a trace's file; or lengths by hand.",
+            help="chat, document, code or agent; the file of a recorded trace; or lengths by hand: "
+            "docs/workloads.md.",
         ),
     ] = "prompt=512,output=128",
     concurrency: Annotated[
         str | None,
-        typer.Option(metavar="N,...", help="Closed loop: sessions at once.  [default: 1,2,4,8]"),
+        typer.Option(
+            metavar="N,...",
+            help="Closed loop: sessions at once.  [default: 1,2,4,8; a recorded trace: none, it "
+            "runs at its own times]",
+        ),
     ] = None,
     rate: Annotated[
         str | None,
@@ -106,12 +109,12 @@ def url(
     parse_url(url)
     parse_slo(slo)
     for path in (output, requests_file):
-        _check_writable(path)
+        check_writable(path)
     points: list[Point] = []
     for point in sweep(settings, print_progress):
         points.append(point)
         if requests_file is not None:
-            _add_records(requests_file, point)
+            _write_records(requests_file, point, is_first=len(points) == 1)
         if output is not None:
             output.write_text(json.dumps(_report(settings, points), indent=1) + "\n")
     if as_json:
@@ -121,7 +124,7 @@ def url(
 
         print_points(settings, points)
     if any(point.outcome.is_partial for point in points):
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
     if not any(record.is_ok for point in points for record in point.outcome.records):
         raise HeteroError(f"{url}: need an answer, have {_first_error(points)}")
 
@@ -134,7 +137,8 @@ def _numbers(option: str, text: str | None, kind: type[int] | type[float]) -> li
     except ValueError:
         numbers = [0]
     if any(not 0 < number < float("inf") for number in numbers):
-        raise ConfigError(f"{option}: need numbers above 0, as 1,2,4, have {text!r}")
+        what = "whole numbers" if kind is int else "numbers"
+        raise ConfigError(f"{option}: need {what} above 0, as 1,2,4, have {text!r}")
     return numbers
 
 
@@ -146,23 +150,12 @@ def _one_of(option: str, word: str | None, known: tuple[str, ...]) -> Any:
     return word
 
 
-def _check_writable(path: Path | None) -> None:
-    """Now, not after an hour of load."""
-    from hetero.errors import ConfigError
-
-    if path is None:
-        return
-    try:
-        path.write_text("")
-    except OSError as error:
-        raise ConfigError(f"{path}: need a file to write to, have: {error.strerror}") from None
-
-
-def _add_records(path: Path, point: "Point") -> None:
+def _write_records(path: Path, point: "Point", *, is_first: bool) -> None:
+    """The first point's take the place of what the file held."""
     import msgspec
 
     at = {"concurrency": point.concurrency, "rate": point.rate}
-    with path.open("a") as file:
+    with path.open("w" if is_first else "a") as file:
         for record in point.outcome.records:
             file.write(json.dumps(at | msgspec.to_builtins(record)) + "\n")
 
@@ -175,6 +168,7 @@ def _report(settings: "SweepSettings", points: "list[Point]") -> dict[str, Any]:
 
     best = best_point(points)
     return {
+        "benchmark": "URL",
         "version": __version__,
         "settings": msgspec.to_builtins(settings),
         "points": [point.to_json() for point in points],

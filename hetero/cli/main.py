@@ -17,10 +17,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from hetero import __version__
-from hetero.cli.output import print_json
+from hetero.cli.output import BAD_USAGE, FAILED, INTERRUPTED, OK, print_json
 from hetero.errors import ConfigError, HeteroError, ModelError
-
-OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 # The base of all that Typer says of wrong arguments; its own name has moved between releases.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hetero.cli.output import AsJson, print_json, print_progress
+from hetero.cli.output import FAILED, AsJson, print_json, print_progress
 
 if TYPE_CHECKING:
     from hetero.experiment.outcome.agreement import Compared
@@ -13,22 +13,28 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=False)
 
-_FAILED = 1
-_FOLDER = Path("results")
-
 
 @app.callback(invoke_without_command=True)
-def results(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the results of recipes below ./results."""
+def results(
+    context: typer.Context,
+    results: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where they lie, as `hetero run` was told.")
+    ] = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """List what recipes gave, below DIR."""
     if context.invoked_subcommand is not None:
         return
-    found, problems = _found()
+    found, problems = _found(results)
     if as_json:
         print_json({"results": [_summary(folder, result) for folder, result in found]})
     elif found:
         _print_list(found)
     else:
-        print_progress("results: no recipe's here; hetero run RECIPE makes one")
+        print_progress(
+            f"no result of a recipe below {results}: hetero run RECIPE makes one, and --results "
+            "DIR lists another directory's"
+        )
     for problem in problems:
         print_progress(f"hetero: skipped: {problem}")
 
@@ -41,9 +47,7 @@ def show(
     """Print a result's answer."""
     import msgspec
 
-    from hetero.experiment.outcome.result import read_result
-
-    result = read_result(folder)
+    result = _read(folder)
     if as_json:
         print_json(
             _summary(folder, result)
@@ -77,15 +81,14 @@ def compare(
 ) -> None:
     """Two results' figures side by side.
 
-    Two numbers agree if the 95% interval of their difference contains none; that is stricter than
-    overlapping intervals.
+    Two numbers agree if the 95% interval of their difference contains 0 (of their ratio, by which
+    numbers above 0 are compared: 1); that is stricter than overlapping intervals.
     """
     import msgspec
 
     from hetero.experiment.outcome import agreement
-    from hetero.experiment.outcome.result import read_result
 
-    a, b = read_result(first), read_result(second)
+    a, b = _read(first), _read(second)
     rows = agreement.compare(a, b)
     warnings = agreement.differences(a, b)
     disagreeing = [row.name for row in rows if row.agree is False]
@@ -108,7 +111,34 @@ def compare(
         agreeing = sum(row.agree is True for row in rows)
         print(f"{agreeing} of {len(rows)} figures agree")
     if check and (disagreeing or not rows):
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(FAILED)
+
+
+def _read(path: Path) -> "Result":
+    """Raises: ConfigError, which knows the reports of `hetero bench`."""
+    from hetero.errors import ConfigError
+    from hetero.experiment.outcome.result import FILE_NAME, read_result
+
+    try:
+        return read_result(path)
+    except ConfigError:
+        if verb := _benchmark(path / FILE_NAME if path.is_dir() else path):
+            raise ConfigError(
+                f"{path}: need the result of a recipe, have a report of `hetero bench {verb}`; "
+                "what is shown and compared is what `hetero run RECIPE` gives"
+            ) from None
+        raise
+
+
+def _benchmark(path: Path) -> str | None:
+    """Whose report it is."""
+    import msgspec
+
+    try:
+        report = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return report.get("benchmark") if isinstance(report, dict) else None
 
 
 def _print_compared(row: "Compared") -> None:
@@ -117,13 +147,13 @@ def _print_compared(row: "Compared") -> None:
     print(f"{row.name}: {row.says}: {verdict}{note}\n    A: {row.a}\n    B: {row.b}")
 
 
-def _found() -> "tuple[list[tuple[Path, Result]], list[str]]":
+def _found(below: Path) -> "tuple[list[tuple[Path, Result]], list[str]]":
     """In the order of their folders; and why others can't be read."""
     from hetero.errors import ConfigError
     from hetero.experiment.outcome.result import FILE_NAME, is_result, read_result
 
     found, problems = [], []
-    for path in sorted(_FOLDER.glob(f"**/{FILE_NAME}")):
+    for path in sorted(below.glob(f"**/{FILE_NAME}")):
         if not is_result(path):
             continue
         try:

@@ -5,15 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hetero.cli.output import AsJson, print_json, print_progress
+from hetero.cli.output import INTERRUPTED, AsJson, print_json, print_progress
 from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
     from hetero.experiment.outcome.result import Result
 
 app = typer.Typer(add_completion=False)
-
-_INTERRUPTED = 130  # as a shell counts Ctrl-C
 
 
 @app.command()
@@ -74,7 +72,7 @@ def run(
         folder, result = run_recipe(chosen, results, print_progress, busy=busy, fresh=fresh)
     except KeyboardInterrupt:
         print_progress("stopped; what was measured is kept, and the same command goes on from it")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         import msgspec
 

@@ -1,7 +1,8 @@
 """Whether two runs of a recipe give the same answer, figure by figure.
 
-Two numbers agree if the 95% interval of their difference contains none: they are at most as far
-apart as the root of the summed squares of how far each interval reaches towards the other number.
+Two numbers agree if the 95% interval of their difference contains 0 (of their ratio, by which
+numbers above 0 are compared: 1): they are at most as far apart as the root of the summed squares of
+how far each interval reaches towards the other number.
 That is stricter than overlapping intervals, which only one equal pair in 170 would fail; to ask for
 each number inside the other's interval would call one equal pair in six different. Of what is best,
 ties agree with each of their members. A crossing that one run found and the other did not is a
