@@ -45,7 +45,7 @@ def test_metrics_of_a_trace_worked_by_hand():
     assert found.samples["ttft"] == [0.5, 2.0, 1.0]
     assert found.samples["tpot"] == [0.5, 0.5]
     assert found.samples["itl"] == [0.5, 1.0, 0.5]
-    assert found.samples["latency"] == [2.0, 3.0, 1.0]
+    assert found.samples["latency"] == [2.0, 2.5, 1.0]
     assert found.samples["late"] == [0.0, 0.5, 0.0, 0.0]
     assert found.scalars == {
         "requests": 4,
