@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 
 from hetero.errors import ConfigError
-from hetero.experiment.near import near
 from hetero.experiment.outcome.arm_run import Arm
 from hetero.experiment.outcome.metrics import Kind, NamedMetric, parse_metric
 from hetero.experiment.recipe.arms import arms_of, selects
@@ -23,6 +22,7 @@ from hetero.experiment.recipe.figures import (
     ValueFigure,
 )
 from hetero.experiment.recipe.recipe import Recipe, Serving
+from hetero.near import near
 
 _DURATION = re.compile(r"\d+(\.\d+)?(us|ms|s)")
 # What an SLO is about: times that a client sees.
