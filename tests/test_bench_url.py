@@ -84,6 +84,37 @@ def test_wrong_usage_is_named(capsys, arguments, complaint):
     assert complaint in err
 
 
+def test_a_trace_runs_at_its_own_times(capsys, tmp_path):
+    times_ms = (0, 20, 86_400_000)
+    lines = [{"timestamp": at, "input_length": 9, "output_length": 2} for at in times_ms]
+    (tmp_path / "traffic.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with running_stub("--first-ms", 1, "--token-ms", 1) as stub:
+        workload = f"{tmp_path / 'traffic.jsonl'},speed=100000"
+        options = ("-w", workload, "--requests-file", tmp_path / "requests")
+        status, out, err = bench(capsys, stub.url, *options, "--slo", "ttft_p95:60s")
+    assert status == 0, err
+    assert "as recorded: 3 requests over 0:00:01" in err
+    assert [line.split()[:3] for line in out.splitlines() if "none" in line] == [
+        ["as", "recorded", "3"]
+    ]
+    assert "ttft_p95:60s: met\n" in out
+    records = (tmp_path / "requests").read_text().splitlines()
+    due_s = [json.loads(line)["due_s"] for line in records]
+    assert due_s[2] - due_s[0] == pytest.approx(0.864)
+
+
+def test_one_error_of_each_kind_is_quoted(capsys):
+    with running_stub("--first-ms", 1, "--token-ms", 1, "--context", 200) as stub:
+        lengths = "prompt=quantiles:0=10:50=100:100=1000,output=4"
+        options = ("--concurrency", "1,2", "--seed", 1)
+        status, out, _ = bench(capsys, stub.url, "-w", lengths, *options)
+    assert status == 0
+    quoted = [line for line in out.splitlines() if "have 200" in line]
+    assert len(quoted) == 1
+    assert quoted[0].startswith("status 400: need a context of ")
+    assert quoted[0].endswith("; --context N cuts or leaves out what is longer")
+
+
 def test_a_server_that_is_not_there_costs_no_earlier_report(capsys, tmp_path):
     report, requests, new = (tmp_path / name for name in ("report", "requests", "new"))
     report.write_text("an hour's work")

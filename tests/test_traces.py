@@ -156,6 +156,7 @@ def test_options_of_a_trace_in_text_and_in_a_file_beside_it(file, tmp_path):
     assert load_workload(str(path)) == read_trace(path)
     text = load_workload(f"trace={path},begin=20,end=40,speed=2")
     assert text == read_trace(path, begin_s=20, end_s=40, speed=2)
+    assert load_workload(f"{path},begin=20,end=40,speed=2") == text
     (tmp_path / "part.yaml").write_text(f"trace: {path.name}\nbegin: 20\nend: 40\nspeed: 2\n")
     assert load_workload(str(tmp_path / "part.yaml")) == text
 

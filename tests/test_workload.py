@@ -329,6 +329,8 @@ def test_a_workload_written_down_is_read_back():
         ("promt=5", "need a known key, have 'promt'; did you mean prompt?"),
         ("chat,turn=1", "have 'turn'; did you mean turns?"),
         ({"like": "agnet"}, "have 'agnet'; did you mean agent?"),
+        ("none.jsonl,speed=2", "or lengths as prompt=512,output=64; there is no such file"),
+        ("chta,turns=1", "did you mean chat?"),
         ("zzz=1", "there are name, prompt, output"),
         ("prompt=5,output", "need key=value, have 'output'"),
         ("prompt=5,prompt=6", "have prompt twice"),

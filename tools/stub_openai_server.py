@@ -67,6 +67,9 @@ class Stub:
             return self.answer(writer, 503, {"error": {"message": "no slot is free"}})
         num_prompt = len(prompt.split() if isinstance(prompt, str) else prompt)
         num_prompt += CHAT_TOKENS * is_chat
+        if num_prompt > self.options.context:
+            says = f"need a context of {num_prompt} tokens, have {self.options.context}"
+            return self.answer(writer, 400, {"error": {"message": says}})
         entry = {"name": name, "received_s": received_s, "sent_s": [], "prompt_tokens": num_prompt}
         if self.places is None:
             return await self.stream(writer, body, entry, is_chat)
@@ -149,6 +152,7 @@ def main():
     parser.add_argument("--text-only", action="store_true", help="no /tokenize, no ids as prompts")
     parser.add_argument("--key", help="an API key to insist on, in small letters")
     parser.add_argument("--refuse", help="what to say to every prompt")
+    parser.add_argument("--context", type=int, default=2**40, help="longer prompts are refused")
     parser.add_argument("--fail", choices=FAILURES, help="how every stream ends")
     asyncio.run(serve(parser.parse_args()))
 

@@ -1,7 +1,6 @@
 """`hetero bench engine|kernels|wire`: this machine against ceilings measured in the same run; and
 `hetero bench URL`, which is in bench_url.py."""
 
-import difflib
 import json
 import os
 from pathlib import Path
@@ -12,6 +11,7 @@ from typer.core import TyperGroup
 
 from hetero.cli import bench_url
 from hetero.cli.output import AsJson, check_writable, print_json, print_progress
+from hetero.near import near
 
 _URL = "URL"
 
@@ -26,13 +26,11 @@ class _VerbOrUrl(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in self.commands:
-            near = difflib.get_close_matches(args[0], self.commands, n=1)
-            if ":" in args[0]:
-                near = [f"http://{args[0]}"]
-            hint = f"; did you mean {near[0]}?" if near else ""
-            verbs = ", ".join(name for name in self.commands if name != _URL)
+            verbs = [name for name in self.commands if name != _URL]
+            is_address = ":" in args[0]
+            hint = f"; did you mean http://{args[0]}?" if is_address else near(args[0], verbs)
             raise typer.BadParameter(
-                f"need a URL as http://127.0.0.1:8080, or one of {verbs}; have {args[0]!r}{hint}",
+                f"need a URL as http://127.0.0.1:8080 or a verb, have {args[0]!r}{hint}",
                 ctx=ctx,
                 param_hint="bench",
             )

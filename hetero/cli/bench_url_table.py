@@ -39,13 +39,31 @@ def print_points(settings: "SweepSettings", points: "list[Point]") -> None:
     for point in points:
         for line in _notes(point):
             print(f"{point.name}: {line}")
+    for line in _errors(points):
+        print(line)
     best = best_point(points)
     if settings.slo:
         unit = "sessions/s" if is_open else "concurrency"
-        what = (
-            "met by none of these" if best is None else f"met; best goodput at {unit} {best.name}"
-        )
+        if best is None:
+            what = "met by none of these"
+        elif best.is_as_recorded:
+            what = "met"
+        else:
+            what = f"met; best goodput at {unit} {best.name}"
         print(f"{settings.slo}: {what}")
+
+
+def _errors(points: "list[Point]") -> list[str]:
+    """One of each kind."""
+    first: dict[str, str] = {}
+    for record in (record for point in points for record in point.outcome.records):
+        if (error := record.error) is None:
+            continue
+        kind = error.kind if error.status is None else f"{error.kind} {error.status}"
+        is_too_long = error.status == 400 and "context" in error.says.lower()
+        hint = "; --context N cuts or leaves out what is longer" if is_too_long else ""
+        first.setdefault(kind, f"{kind}: {error.says}{hint}")
+    return list(first.values())
 
 
 def _load(settings: "SweepSettings") -> str:

@@ -1,14 +1,14 @@
 """What a user calls a load -> something to draw schedules from."""
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from hetero.errors import ConfigError
+from hetero.near import near
 from hetero.workload.builtin import BUILTIN
 from hetero.workload.trace import Trace, read_trace
 from hetero.workload.workload import Workload
@@ -34,7 +34,8 @@ def load_workload(spec: str | Mapping[str, Any]) -> LoadSource:
     """spec: one of
     a built-in's name, and what is to be different: `chat`, `chat,turns=1`;
     lengths by hand: `prompt=lognormal:900:4000,output=64`, keys as the fields of `Workload`;
-    the path of a trace, or `trace=PATH,begin=60,end=120,speed=2,first=1000`;
+    the path of a trace, and what part of it and how fast: `PATH,begin=60,end=120,speed=2,
+    first=1000`, or `trace=PATH,...`;
     the path of a YAML or JSON file with such keys, or a mapping of them (the built-in is `like`).
 
     Raises: ConfigError
@@ -48,17 +49,20 @@ def load_workload(spec: str | Mapping[str, Any]) -> LoadSource:
         return _from_file(path)
     if path.is_file():
         return read_trace(path)
-    if "=" in spec:
+    first = spec.partition(",")[0]
+    if "=" in first or first in BUILTIN or Path(first).is_file():
         return _from_keys(_keys_and_values(spec), spec, Path())
     raise ConfigError(
         f"workload {spec!r}: need a built-in ({', '.join(BUILTIN)}), a file, or lengths as "
-        f"prompt=512,output=64; there is no such file{_suggestion(spec, BUILTIN)}"
+        f"prompt=512,output=64{near(first, BUILTIN, '; there is no such file')}"
     )
 
 
 def _keys_and_values(text: str) -> dict[str, str]:
     first, *rest = text.split(",")
-    parts = [first if "=" in first else f"like={first}", *rest]
+    if "=" not in first:
+        first = f"{'like' if first in BUILTIN else 'trace'}={first}"
+    parts = [first, *rest]
     fields: dict[str, str] = {}
     for part in parts:
         key, equals, value = (side.strip() for side in part.partition("="))
@@ -98,8 +102,7 @@ def _from_keys(fields: Mapping[str, Any], name: str, folder: Path) -> LoadSource
         return _converted({"name": name, **rest}, Workload, name)
     if like not in BUILTIN:
         raise ConfigError(
-            f"workload {name}: like: need one of {', '.join(BUILTIN)}, "
-            f"have {like!r}{_suggestion(str(like), BUILTIN)}"
+            f"workload {name}: like: need a built-in, have {like!r}{near(str(like), BUILTIN)}"
         )
     base = msgspec.structs.asdict(BUILTIN[like])
     return _converted({**base, "name": name, **rest}, Workload, name)
@@ -109,14 +112,9 @@ def _converted(fields: Mapping[str, Any], kind: type[_Kind], name: str) -> _Kind
     known = kind.__struct_fields__
     for key in fields:
         if key not in known:
-            hint = _suggestion(key, known) or f"; there are {', '.join(known)}"
+            hint = near(key, known, f"; there are {', '.join(known)}")
             raise ConfigError(f"workload {name}: need a known key, have {key!r}{hint}")
     try:
         return msgspec.convert(dict(fields), kind, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"workload {name}: {error}") from None
-
-
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""

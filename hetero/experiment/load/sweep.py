@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from hetero.experiment.load.statistic import statistic
 from hetero.routing.route import Wish
 from hetero.workload.named import LoadSource, load_workload
 from hetero.workload.schedule import Schedule
+from hetero.workload.trace import Trace
 from hetero.workload.workload import Workload
 
 Say = Callable[[str], None]
@@ -28,6 +30,7 @@ _LEAST_REQUESTS = 8
 _REQUESTS_EACH = 4  # of a closed loop, for each concurrent one
 _OPEN_REQUESTS = 32
 _PROGRESS_S = 2.0
+_AS_RECORDED = "as recorded"
 
 
 class SweepSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,10 +57,14 @@ class SweepSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of the table: one load, at one concurrency or rate."""
+    """A line of the table: one load, at one concurrency or rate.
+
+    is_as_recorded: a trace at its own times; `rate` is their mean.
+    """
 
     concurrency: int | None
     rate: float | None
+    is_as_recorded: bool
     outcome: LoadOutcome
     cost: Cost | None
     num_clipped: int
@@ -65,6 +72,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
+        if self.is_as_recorded:
+            return _AS_RECORDED
         if self.rate is not None:
             return f"{self.rate:g}"
         return str(self.concurrency)
@@ -103,7 +112,13 @@ def sweep(settings: SweepSettings, say: Say) -> Iterator[Point]:
     workload = load_workload(settings.workload)
     for index, (concurrency, rate) in enumerate(_points(settings, workload)):
         schedule = _schedule(settings, workload, concurrency, rate)
+        is_as_recorded = isinstance(workload, Trace) and rate is not None and rate == workload.rate
         what = f"concurrency {concurrency}" if rate is None else f"{rate:g} sessions/s"
+        whole = f"{schedule.num_requests} requests"
+        if is_as_recorded:
+            what = _AS_RECORDED
+            whole += f" over {timedelta(seconds=round(schedule.sessions[-1].at_s or 0))}"
+        say(f"{what}: {whole}")
         outcome = execute(
             LoadPlan(
                 url=settings.url,
@@ -125,6 +140,7 @@ def sweep(settings: SweepSettings, say: Say) -> Iterator[Point]:
         yield Point(
             concurrency=concurrency,
             rate=rate,
+            is_as_recorded=is_as_recorded,
             outcome=outcome,
             cost=(
                 None
@@ -147,7 +163,6 @@ class _Progress:
         self._whole = whole
         self._num_done = 0
         self._said_s = 0.0
-        say(f"{what}: {whole} requests")
 
     def __call__(self, record: RequestRecord) -> None:
         self._num_done += 1

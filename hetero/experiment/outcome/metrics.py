@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from hetero.errors import ConfigError
-from hetero.experiment.near import near
+from hetero.near import near
 
 Kind = Literal["serving", "kv-quality", "kv-wire"]
 Better = Literal["lower", "higher"]

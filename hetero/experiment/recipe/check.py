@@ -7,7 +7,6 @@ import msgspec
 
 from hetero.errors import ConfigError
 from hetero.experiment.load.slo import parse_slo
-from hetero.experiment.near import near
 from hetero.experiment.recipe.arms import AnySettings, arm_text, arms_of, num_arms, settings_of
 from hetero.experiment.recipe.check_answers import answer_problems
 from hetero.experiment.recipe.explain import problems
@@ -26,6 +25,7 @@ from hetero.experiment.recipe.recipe import (
 from hetero.kv.types import kv_type
 from hetero.launch.lab.shaping import parse_rate
 from hetero.model.shapes import QUANTS, parse_shape
+from hetero.near import near
 from hetero.profile.presets import load_preset
 from hetero.workload.named import load_workload
 

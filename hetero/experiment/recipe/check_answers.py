@@ -4,7 +4,6 @@ meant."""
 from collections.abc import Iterator
 
 from hetero.errors import ConfigError
-from hetero.experiment.near import near
 from hetero.experiment.outcome.arm_run import Arm
 from hetero.experiment.outcome.metrics import Kind, NamedMetric, parse_metric
 from hetero.experiment.recipe.arms import arms_of, selects
@@ -22,6 +21,7 @@ from hetero.experiment.recipe.figures import (
     ValueFigure,
 )
 from hetero.experiment.recipe.recipe import Recipe, Serving
+from hetero.near import near
 
 # Metrics that are judged by the SLO.
 _OF_SLO = ("goodput", "slo_met")

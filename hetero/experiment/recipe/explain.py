@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
-from hetero.experiment.near import near
+from hetero.near import near
 
 _WORDS = {
     "str": "text",

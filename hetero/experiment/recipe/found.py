@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hetero.errors import ConfigError
-from hetero.experiment.near import near
+from hetero.near import near
 
 
 def recipe_files(stands_in: Path) -> list[Path]:
