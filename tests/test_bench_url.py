@@ -103,6 +103,16 @@ def test_a_trace_runs_at_its_own_times(capsys, tmp_path):
     assert due_s[2] - due_s[0] == pytest.approx(0.864)
 
 
+def test_a_second_run_meets_no_prompt_of_the_first_unless_it_is_told_to(capsys):
+    def prompts(*options):
+        with running_stub("--first-ms", 1, "--token-ms", 1) as stub:
+            assert bench(capsys, stub.url, *SIZES, "--concurrency", 1, *options)[0] == 0
+        return {entry["prompt_crc"] for entry in stub.log.values()}
+
+    assert prompts().isdisjoint(prompts())
+    assert prompts("--seed", 3) == prompts("--seed", 3)
+
+
 def test_one_error_of_each_kind_is_quoted(capsys):
     with running_stub("--first-ms", 1, "--token-ms", 1, "--context", 200) as stub:
         lengths = "prompt=quantiles:0=10:50=100:100=1000,output=4"

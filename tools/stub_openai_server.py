@@ -4,7 +4,7 @@ its end (SIGINT, SIGTERM) prints when it really sent each of them. For checking 
     python tools/stub_openai_server.py --port 8009 --first-ms 50 --token-ms 10
 
 First line on stdout: {"port": N}; last: {"requests": [{"name", "received_s", "began_s", "sent_s",
-"prompt_tokens"}]}. Times are of CLOCK_MONOTONIC, which processes of one machine share; `name` is
+"prompt_tokens", "prompt_crc"}]}. Times are of CLOCK_MONOTONIC, which processes of one machine share; `name` is
 the request's X-Request-Id. A prompt has as many tokens as it has ids or words.
 """
 
@@ -71,6 +71,7 @@ class Stub:
             says = f"need a context of {num_prompt} tokens, have {self.options.context}"
             return self.answer(writer, 400, {"error": {"message": says}})
         entry = {"name": name, "received_s": received_s, "sent_s": [], "prompt_tokens": num_prompt}
+        entry["prompt_crc"] = zlib.crc32(repr(prompt).encode())
         if self.places is None:
             return await self.stream(writer, body, entry, is_chat)
         async with self.places:

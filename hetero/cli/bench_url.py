@@ -1,6 +1,7 @@
 """`hetero bench URL`: load on any OpenAI-compatible endpoint, ours or another's."""
 
 import json
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,7 +61,15 @@ def url(
     ] = "auto",
     model: Annotated[str | None, typer.Option(help="Where the server has several.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="Of the answers.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the workload and its tokens.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Of the workload and its tokens.  [default: sizes and times of seed 0; tokens "
+            "that no earlier run has left in the server's caches]",
+            show_default=False,
+        ),
+    ] = None,
     cost_per_hour: Annotated[
         float | None, typer.Option(min=0.0, help="Price of the machines, in any currency.")
     ] = None,
@@ -97,7 +106,8 @@ def url(
         output_tokens=output_tokens,
         context_tokens=context,
         warmup=warmup,
-        seed=seed,
+        seed=seed or 0,
+        token_seed=_new_token_seed() if seed is None else seed,
         model=model,
         endpoint=_one_of("--endpoint", endpoint, ("auto", "completions", "chat")),
         route=_one_of("--route", route, ("auto", "local", "split")),
@@ -148,6 +158,10 @@ def _one_of(option: str, word: str | None, known: tuple[str, ...]) -> Any:
     if word is not None and word not in known:
         raise ConfigError(f"{option}: need {', '.join(known)}, have {word!r}")
     return word
+
+
+def _new_token_seed() -> int:
+    return secrets.randbelow(2**31)
 
 
 def _write_records(path: Path, point: "Point", *, is_first: bool) -> None:

@@ -47,15 +47,22 @@ def load_workload(spec: str | Mapping[str, Any]) -> LoadSource:
     path = Path(spec)
     if path.suffix in _YAML:
         return _from_file(path)
-    if path.is_file():
+    if _is_file(path):
         return read_trace(path)
     first = spec.partition(",")[0]
-    if "=" in first or first in BUILTIN or Path(first).is_file():
+    if "=" in first or first in BUILTIN or _is_file(Path(first)):
         return _from_keys(_keys_and_values(spec), spec, Path())
     raise ConfigError(
         f"workload {spec!r}: need a built-in ({', '.join(BUILTIN)}), a file, or lengths as "
         f"prompt=512,output=64{near(first, BUILTIN, '; there is no such file')}"
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a name, or with a character that none has
+        return False
 
 
 def _keys_and_values(text: str) -> dict[str, str]:

@@ -46,7 +46,8 @@ class SweepSettings(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int | None = None
     context_tokens: int | None = None
     warmup: int = 2
-    seed: int = 0
+    seed: int = 0  # of sizes and times
+    token_seed: int = 0
     model: str | None = None
     endpoint: Mode = "auto"
     route: Wish | None = None
@@ -126,7 +127,7 @@ def sweep(settings: SweepSettings, say: Say) -> Iterator[Point]:
                 concurrency=concurrency or 1,
                 duration_s=settings.duration_s,
                 warmup=settings.warmup,
-                seed=settings.seed * _SEEDS + index,
+                seed=settings.token_seed * _SEEDS + index,
                 model=settings.model,
                 endpoint=settings.endpoint,
                 route=settings.route,

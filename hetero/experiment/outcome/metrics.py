@@ -80,7 +80,7 @@ METRICS: dict[Kind, dict[str, Metric]] = {
         # Of each request, as its client saw it.
         "ttft": _sample("time to first token", "s"),
         "tpot": _sample("time per output token", "s"),
-        "itl": _sample("time between two tokens", "s"),
+        "itl": _sample("time between two pieces of text", "s"),
         "latency": _sample("time to the last token", "s"),
         "late": _sample("lateness of the load generator", "s"),
         # Of each request, as the server told it.
@@ -120,7 +120,7 @@ METRICS: dict[Kind, dict[str, Metric]] = {
         "v_rotation": _scalar("values of V rotated together", "", None),
     },
     "kv-wire": {
-        "bytes_per_s": _sample("goodput of a transfer", "B/s", "higher"),
+        "bytes_per_s": _sample("rate of one of two overlapping transfers", "B/s", "higher"),
         "restore": _sample("restoring the cache", "s"),
         "kv_bytes_per_s": _scalar("goodput of all transfers", "B/s", "higher"),
         "source_cores": _scalar("processor time of the source", "cores", "lower"),
