@@ -10,7 +10,7 @@ from hetero.experiment.outcome.metrics import METRICS, parse_metric
     ("name", "base", "statistic", "share", "label"),
     [
         ("ttft_p95", "ttft", "p95", 0.95, "time to first token p95 (s)"),
-        ("itl_p99.9", "itl", "p99.9", 0.999, "time between two tokens p99.9 (s)"),
+        ("itl_p99.9", "itl", "p99.9", 0.999, "gap between two pieces p99.9 (s)"),
         ("late_max", "late", "max", None, "lateness of the load generator max (s)"),
         ("kv_bytes_mean", "kv_bytes", "mean", None, "cache moved mean (B)"),
         (

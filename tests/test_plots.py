@@ -117,7 +117,7 @@ def test_axes_say_what_they_are_with_units():
     labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes in picture_of("fair-baseline").axes]
     assert labels == [
         ("sessions at once", "time to first token p95 (s)"),
-        ("sessions at once", "time between two tokens p95 (ms)"),
+        ("sessions at once", "gap between two pieces p95 (ms)"),
         ("sessions at once", "output throughput (tokens/s)"),
         ("sessions at once", "goodput (requests/s)"),
     ]

@@ -4,8 +4,8 @@ its end (SIGINT, SIGTERM) prints when it really sent each of them. For checking 
     python tools/stub_openai_server.py --port 8009 --first-ms 50 --token-ms 10
 
 First line on stdout: {"port": N}; last: {"requests": [{"name", "received_s", "began_s", "sent_s",
-"prompt_tokens", "prompt_crc"}]}. Times are of CLOCK_MONOTONIC, which processes of one machine share; `name` is
-the request's X-Request-Id. A prompt has as many tokens as it has ids or words.
+"prompt_tokens", "prompt_crc"}]}. Times are of CLOCK_MONOTONIC, which processes of one machine
+share; `name` is the request's X-Request-Id. A prompt has as many tokens as it has ids or words.
 """
 
 import argparse

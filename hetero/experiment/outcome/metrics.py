@@ -80,7 +80,7 @@ METRICS: dict[Kind, dict[str, Metric]] = {
         # Of each request, as its client saw it.
         "ttft": _sample("time to first token", "s"),
         "tpot": _sample("time per output token", "s"),
-        "itl": _sample("time between two pieces of text", "s"),
+        "itl": _sample("gap between two pieces", "s"),
         "latency": _sample("time to the last token", "s"),
         "late": _sample("lateness of the load generator", "s"),
         # Of each request, as the server told it.
