@@ -44,9 +44,9 @@ def test_32_streams_are_stamped_within_a_millisecond(token_ms):
         assert len(late_s) == 2 * STREAMS * 60
         assert min(late_s) >= 0  # one clock
         median_s, p95_s = np.percentile(late_s, (50, 95))
-        if p95_s < TOLERANCE_S or busy_share < BUSY_SHARE:
+        if p95_s < TOLERANCE_S:
             break
-    else:
+    if p95_s >= TOLERANCE_S and busy_share >= BUSY_SHARE:
         pytest.skip(f"others had the cores for {100 * busy_share:.0f}% of the time")
     assert median_s < TOLERANCE_S
     assert p95_s < TOLERANCE_S
