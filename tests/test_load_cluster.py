@@ -52,7 +52,8 @@ def test_lengths_are_exact_and_times_are_the_servers(url, route, seed):
     # The way there and back is all that we see more of; a shared machine adds to some of them.
     assert min(behind_s) < 0.005
     samples = outcome.metrics.samples
-    assert len(samples["prefill"]) == len(samples["server_ttft"]) == 8
+    # Without the first, which finds the place empty.
+    assert len(samples["prefill"]) == len(samples["server_ttft"]) == 7
     assert ("wire" in samples) == ("kv_bytes" in samples) == (route == "split")
 
 

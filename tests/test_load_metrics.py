@@ -1,5 +1,6 @@
 """Records to metrics, by hand; SLOs; costs; AIPerf's shape."""
 
+import msgspec
 import pytest
 
 from hetero.errors import ConfigError
@@ -9,6 +10,7 @@ from hetero.experiment.load.cost import cost_of, price_per_hour
 from hetero.experiment.load.metrics import measure, prompt_lengths
 from hetero.experiment.load.record import RequestError, RequestRecord
 from hetero.experiment.load.slo import Bound, are_met, meets, parse_slo
+from hetero.experiment.load.steady import steady_window
 
 
 def record(due_s, sent_s, piece_s, piece_tokens, ended_s, **more):
@@ -60,6 +62,56 @@ def test_metrics_of_a_trace_worked_by_hand():
     assert found.errors == {"timeout": 1}
     lengths = prompt_lengths(TRACE)
     assert (lengths.counted, lengths.exact, lengths.worst) == (1, 0, 3)
+
+
+def closed_loop(concurrency, seconds, tokens=4):
+    """Requests that take so long each, a place's next at once; tokens evenly until its end."""
+    free_s = [0.0] * concurrency
+    records = []
+    for took_s in seconds:
+        place = free_s.index(min(free_s))
+        due_s, ended_s = free_s[place], free_s[place] + took_s
+        pieces = tuple(due_s + took_s * (index + 1) / tokens for index in range(tokens))
+        records.append(record(due_s, due_s, pieces, (1,) * tokens, ended_s))
+        free_s[place] = ended_s
+    return records
+
+
+def test_of_a_closed_loop_the_part_counts_in_which_every_place_is_taken():
+    # One place ends at 1, 2, 3, 4, 5 and 6, the other at 2, 4 and 6; the last begins at 5.
+    records = closed_loop(2, [1, 2, 1, 1, 2, 1, 1, 2, 1])
+    window = steady_window(records, 2)
+    assert (window.begin_s, window.end_s) == (2.0, 5.0)
+    found = measure(records, parse_slo("latency_p50:1s"), concurrency=2)
+    # Due at 2, 2, 3, 4, 4 and 5; four of them ended by then, and one was half done.
+    assert found.samples["latency"] == [1, 2, 1, 1, 2, 1]
+    assert found.scalars["throughput"] == pytest.approx((4 * 4 + 2) / 3)
+    assert found.scalars["request_rate"] == pytest.approx(4 / 3)
+    assert found.scalars["goodput"] == pytest.approx(3 / 3)
+    assert found.scalars["duration"] == 3
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 8])
+def test_a_server_without_a_queue_gives_each_place_its_rate_however_long_the_drain(concurrency):
+    slow_last = [1.0] * (4 * concurrency + 3) + [50.0]
+    found = measure(closed_loop(concurrency, slow_last), concurrency=concurrency)
+    assert found.scalars["throughput"] == pytest.approx(4 * concurrency, rel=0.05)
+    whole = measure(closed_loop(concurrency, slow_last))
+    assert whole.scalars["throughput"] < 0.5 * 4 * concurrency + 1
+
+
+def test_a_load_too_short_to_be_steady_is_measured_whole():
+    records = closed_loop(4, [1.0] * 8)
+    assert steady_window(records, 4) is None
+    assert measure(records, concurrency=4).scalars["requests"] == 8
+
+
+def test_errors_of_the_ramp_count():
+    records = closed_loop(1, [1.0] * 8)
+    failed = msgspec.structs.replace(records[0], error=FAILED)
+    found = measure([failed, *records[1:]], concurrency=1)
+    assert found.scalars["error_share"] == 1 / 8
+    assert found.errors == {"timeout": 1}
 
 
 def test_load_beside_counts_apart_and_only_while_the_main_load_runs():

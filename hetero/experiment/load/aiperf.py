@@ -14,6 +14,7 @@ import numpy as np
 
 from hetero.experiment.load.metrics import Metrics, output_tokens, prompt_tokens
 from hetero.experiment.load.record import RequestRecord
+from hetero.experiment.load.steady import measured, steady_window
 
 SCHEMA_VERSION = "1.5"
 _PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
@@ -33,10 +34,16 @@ _RATES = {
 
 
 def aiperf_export(
-    records: Sequence[RequestRecord], metrics: Metrics, *, is_partial: bool = False
+    records: Sequence[RequestRecord],
+    metrics: Metrics,
+    concurrency: int | None = None,
+    *,
+    is_partial: bool = False,
 ) -> dict[str, Any]:
-    """Blocks without a value are left out, as AIPerf does."""
-    main = [record for record in records if record.flow == "main"]
+    """Of the requests that `metrics` are of. Blocks without a value are left out, as AIPerf
+    does."""
+    sent = [record for record in records if record.flow == "main"]
+    main = measured(sent, steady_window(sent, concurrency) if concurrency else None)
     good = [record for record in main if record.is_ok]
     export: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "was_cancelled": is_partial}
     for tag, name in _LATENCIES.items():

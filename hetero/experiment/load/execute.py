@@ -69,7 +69,8 @@ def execute(
             await client.close()
 
     ran = asyncio.run(run())
-    metrics = measure(ran.records, bounds)
+    concurrency = None if plan.schedule.is_open else plan.concurrency
+    metrics = measure(ran.records, bounds, concurrency)
     metrics.scalars["load_cores"] = ran.share.cores
     return LoadOutcome(
         began_s=ran.began_s,
@@ -83,5 +84,5 @@ def execute(
         is_length_fixed=endpoint.ignores_eos,
         num_cancelled=ran.num_cancelled,
         is_partial=ran.is_partial,
-        aiperf=aiperf_export(ran.records, metrics, is_partial=ran.is_partial),
+        aiperf=aiperf_export(ran.records, metrics, concurrency, is_partial=ran.is_partial),
     )

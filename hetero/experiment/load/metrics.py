@@ -11,6 +11,7 @@ import msgspec
 
 from hetero.experiment.load.record import RequestRecord
 from hetero.experiment.load.slo import LATENCIES, Bound, are_met, meets, values_of
+from hetero.experiment.load.steady import Window, measured, steady_window
 
 # hetero's timings, and llama-server's in milliseconds.
 _STAGES = {
@@ -45,19 +46,28 @@ class PromptLengths(msgspec.Struct, frozen=True, kw_only=True):
     worst: int
 
 
-def measure(records: Sequence[RequestRecord], bounds: Sequence[Bound] = ()) -> Metrics:
-    """Of the main load; with `beside.` before a name of what was due beside it meanwhile."""
+def measure(
+    records: Sequence[RequestRecord],
+    bounds: Sequence[Bound] = (),
+    concurrency: int | None = None,
+) -> Metrics:
+    """Of the main load; with `beside.` before a name of what was due beside it meanwhile.
+
+    concurrency: of a closed loop, of which the steady part is measured where there is one; the
+    share of errors is of all.
+    """
     main = [record for record in records if record.flow == "main"]
-    found = _measure(main, bounds)
+    window = steady_window(main, concurrency) if concurrency else None
+    found = _measure(main, bounds, window)
     if main:
-        first_s, last_s = _span(main)
+        first_s, last_s = _span(main) if window is None else (window.begin_s, window.end_s)
         beside = [
             record
             for record in records
             if record.flow != "main" and first_s <= record.due_s <= last_s
         ]
         if beside:
-            other = _measure(beside, ())
+            other = _measure(beside, (), None)
             found.scalars.update({f"beside.{name}": v for name, v in other.scalars.items()})
             found.samples.update({f"beside.{name}": v for name, v in other.samples.items()})
     return found
@@ -76,7 +86,8 @@ def prompt_lengths(records: Sequence[RequestRecord]) -> PromptLengths:
     )
 
 
-def _measure(records: list[RequestRecord], bounds: Sequence[Bound]) -> Metrics:
+def _measure(sent: list[RequestRecord], bounds: Sequence[Bound], window: Window | None) -> Metrics:
+    records = measured(sent, window)
     good = [record for record in records if record.is_ok]
     samples = {
         metric: [value for record in good for value in values_of(record, metric)]
@@ -87,12 +98,15 @@ def _measure(records: list[RequestRecord], bounds: Sequence[Bound]) -> Metrics:
     for record in good:
         for name, value in stages_of(record).items():
             samples.setdefault(name, []).append(value)
-    errors = Counter(str(record.error.kind) for record in records if record.error is not None)
+    errors = Counter(str(record.error.kind) for record in sent if record.error is not None)
     scalars = {"requests": float(len(records))}
     if records:
-        scalars["error_share"] = 1 - len(good) / len(records)
-        first_s, last_s = _span(records)
-        scalars |= _rates(good, bounds, last_s - first_s)
+        scalars["error_share"] = errors.total() / len(sent)
+        if window is None:
+            first_s, last_s = _span(records)
+            scalars |= _rates(good, bounds, last_s - first_s)
+        else:
+            scalars |= _steady_rates(sent, bounds, window)
         if bounds:
             scalars["slo_met"] = float(are_met(records, bounds))
     samples = {name: values for name, values in samples.items() if values}
@@ -109,6 +123,30 @@ def _rates(good: list[RequestRecord], bounds: Sequence[Bound], seconds: float) -
     found["request_rate"] = len(good) / seconds
     if bounds:
         found["goodput"] = sum(meets(record, bounds) for record in good) / seconds
+    return found
+
+
+def _steady_rates(
+    sent: list[RequestRecord], bounds: Sequence[Bound], window: Window
+) -> dict[str, float]:
+    """Per second, of what came within the window: tokens, first tokens, and ends of answers."""
+    good = [record for record in sent if record.is_ok]
+    ended = [record for record in good if window.holds(record.ended_s)]
+    read = [record for record in good if record.piece_s and window.holds(record.piece_s[0])]
+    tokens = sum(
+        num
+        for record in good
+        for at_s, num in zip(record.piece_s, record.piece_tokens, strict=True)
+        if window.holds(at_s)
+    )
+    found = {
+        "duration": window.seconds,
+        "throughput": tokens / window.seconds,
+        "prompt_throughput": sum(map(prompt_tokens, read)) / window.seconds,
+        "request_rate": len(ended) / window.seconds,
+    }
+    if bounds:
+        found["goodput"] = sum(meets(record, bounds) for record in ended) / window.seconds
     return found
 
 

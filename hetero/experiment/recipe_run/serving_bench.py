@@ -81,6 +81,7 @@ class ServingBench:
         with CPULog(deployment.cpu_seconds) as log:
             loaded = self._run(deployment, self._plan(deployment, settings, schedule, seed))
         told = loaded.summary
+        places = None if schedule.is_open else settings.concurrency or 1
         taken = log.cores(told.began_s, told.began_s + told.share.seconds)
         lengths = told.prompt_lengths
         used |= {"prompts": told.prompt_kind, "prompt_lengths": msgspec.to_builtins(lengths)}
@@ -93,7 +94,7 @@ class ServingBench:
             )
         return Measured(
             scalars=told.scalars | {f"{name}_cores": cores for name, cores in taken.items()},
-            samples=measure(loaded.records).samples,
+            samples=measure(loaded.records, concurrency=places).samples,
             records=loaded.records,
             settings=used,
             marks=[*marks, *_odd_lengths(lengths), *_odd_pieces(loaded.records)],
