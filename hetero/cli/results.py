@@ -108,8 +108,9 @@ def compare(
             _print_compared(row)
         for warning in warnings:
             print(f"warning: {warning}")
-        agreeing = sum(row.agree is True for row in rows)
-        print(f"{agreeing} of {len(rows)} figures agree")
+        agreeing = [row for row in rows if row.agree]
+        unsure = sum(row.inconclusive for row in agreeing)
+        print(f"{len(agreeing)} of {len(rows)} figures agree, {unsure} of them inconclusive")
     if check and (disagreeing or not rows):
         raise typer.Exit(FAILED)
 

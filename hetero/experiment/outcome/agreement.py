@@ -18,13 +18,15 @@ from hetero.experiment.outcome.result import Result
 
 
 class Compared(msgspec.Struct, frozen=True, kw_only=True):
-    """agree: None where neither says enough to disagree: without intervals."""
+    """agree: None where neither says enough to disagree: without intervals. inconclusive: one of
+    the two is, and agrees the more easily."""
 
     name: str
     says: str
     a: str
     b: str
     agree: bool | None
+    inconclusive: bool
     note: str
 
 
@@ -51,6 +53,7 @@ def differences(a: Result, b: Result) -> list[str]:
     for name, result in (("A", a), ("B", b)):
         if not result.complete:
             found.append(f"{name} is incomplete")
+        found += [f"{name}: {mark}" for mark in result.emulated]
     only = {figure.name for figure in a.figures} ^ {figure.name for figure in b.figures}
     if only:
         found.append(f"figures of one only: {', '.join(sorted(only))}")
@@ -59,7 +62,15 @@ def differences(a: Result, b: Result) -> list[str]:
 
 def _compared(a: FigureResult, b: FigureResult) -> Compared:
     agree, note = _agree(a, b)
-    return Compared(name=a.name, says=a.says, a=a.line, b=b.line, agree=agree, note=note)
+    return Compared(
+        name=a.name,
+        says=a.says,
+        a=a.line,
+        b=b.line,
+        agree=agree,
+        inconclusive=bool(a.inconclusive or b.inconclusive),
+        note=note,
+    )
 
 
 def _agree(a: FigureResult, b: FigureResult) -> tuple[bool | None, str]:

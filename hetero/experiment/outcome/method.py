@@ -84,7 +84,8 @@ def _intervals(repetitions: int) -> str:
     return (
         f"In parentheses: 95% intervals by bootstrap, {RESAMPLES} resamples. Repetitions are "
         "resampled, and the result widened for their small number (sqrt(n / (n - 1)), and "
-        "Student's t over 1.96); requests within each repetition are resampled as well; the wider "
+        "Student's t over 1.96); requests (of gaps, the gaps) within each repetition are resampled "
+        "as well; the wider "
         "of the two counts. Several repetitions are one number by their geometric mean, where all "
         "are positive. Ratios are taken repetition by repetition."
     )
