@@ -62,14 +62,19 @@ def remains():
         *NAMESPACES.glob(f"{prefix}*"),
         *groups_of_lab(prefix, machine_controllers()),
         *STATES.glob(f"*run-{os.getpid()}*"),
-        *psutil.Process().children(recursive=True),
     ]
+
+
+def children():
+    return set(psutil.Process().children(recursive=True))
 
 
 @pytest.fixture
 def nothing_left():
+    before = children()  # another test's helper process, as multiprocessing keeps one
     yield
     assert remains() == []
+    assert children() <= before
 
 
 @pytest.fixture(scope="module")
