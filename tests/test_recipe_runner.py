@@ -10,6 +10,7 @@ import pytest
 from hetero.errors import EngineError, HeteroError
 from hetero.experiment.outcome.measured import Measured
 from hetero.experiment.outcome.values import counted
+from hetero.experiment.recipe_run import runner
 from hetero.experiment.recipe_run.pilots import Pilots
 from hetero.experiment.recipe_run.run_folder import (
     JOURNAL,
@@ -29,6 +30,8 @@ MACHINE = {"cpu": "Some CPU", "usable_cores": 2}
 
 class CountingBench:
     """Two records a measurement; fails at the `fails_at`th."""
+
+    is_timed = True
 
     def __init__(self, fails_at=None, error=None, record_bytes=10):
         self.seen = []
@@ -107,6 +110,21 @@ def test_a_machine_that_always_drifts_is_tried_three_times_and_the_result_says_s
     run_arms([(A, 0)], CountingBench(), Drifting(*[1.0, 1.2] * 9), folder, lambda line: None)
     assert len(folder.runs) == MOST_ATTEMPTS
     assert counted(folder.runs)[0].marks == ["the machine drifted by 20% meanwhile"]
+
+
+def test_what_no_clock_decides_is_measured_once_beside_other_guests(
+    tmp_path, folder_at, monkeypatch
+):
+    monkeypatch.setattr(runner, "_taken", lambda watch, seconds: (0.5, 2.0))
+    folder = folder_at(tmp_path)
+    timed, untimed = CountingBench(), CountingBench()
+    untimed.is_timed = False
+    run_arms([(A, 0)], timed, Pilots([]), folder, lambda line: None)
+    run_arms([(B, 0)], untimed, Pilots([]), folder, lambda line: None)
+    assert len(timed.seen) == MOST_ATTEMPTS
+    assert len(untimed.seen) == 1
+    assert folder.runs[-1].steal_share is None
+    assert folder.runs[-1].marks == []
 
 
 @pytest.mark.parametrize("error", [EngineError("decode-0: ended"), KeyboardInterrupt()])

@@ -27,13 +27,11 @@ from hetero.experiment.recipe.recipe import (
 from hetero.experiment.recipe_run.run_folder import RunFolder
 from hetero.experiment.recipe_run.runner import Bench, Say
 from hetero.experiment.recipe_run.serving_bench import ServingBench
-from hetero.launch.cores import num_usable_cores
-from hetero.machine.whole_cores import one_of_each_core, usable_cpus
 from hetero.model.fingerprint import fingerprint_model
 
 
 class Opened(NamedTuple):
-    """cpus: those that arms use, for the pilots. model: what a result says of it."""
+    """cpus: those that timed arms use, for the pilots. model: what a result says of it."""
 
     bench: Bench
     cpus: list[int]
@@ -50,8 +48,7 @@ def open_bench(recipe: Recipe, folder: RunFolder, say: Say) -> Iterator[Opened]:
     known = _known(model)
     if isinstance(recipe, Quality):
         with KVQuality(recipe, model.path) as quality:
-            cpus = one_of_each_core(usable_cpus())[: num_usable_cores()]
-            yield Opened(_QualityBench(recipe, quality), cpus, known)
+            yield Opened(_QualityBench(recipe, quality), [], known)
     else:
         # Before anything is measured, not at the first of its arms.
         for peer in (candidate.peer for candidate in recipe.candidates.values()):
@@ -66,6 +63,8 @@ def open_bench(recipe: Recipe, folder: RunFolder, say: Say) -> Iterator[Opened]:
 
 
 class _QualityBench:
+    is_timed = False
+
     def __init__(self, recipe: Quality, quality: KVQuality) -> None:
         self._recipe, self._quality = recipe, quality
 
@@ -77,6 +76,8 @@ class _QualityBench:
 
 
 class _WireBench:
+    is_timed = True
+
     def __init__(self, recipe: Wire, say: Say) -> None:
         self._recipe = recipe
 

@@ -25,7 +25,12 @@ _WATCHED_S = 2.0
 
 
 class Bench(Protocol):
-    """What measures one kind of recipe's arms; it may keep a cluster or a model up between them."""
+    """What measures one kind of recipe's arms; it may keep a cluster or a model up between them.
+
+    is_timed: how fast the machine is makes a difference to what is measured.
+    """
+
+    is_timed: bool
 
     def measure(self, arm: Arm, repetition: int) -> Measured:
         """Raises: HeteroError if the arm can't be measured."""
@@ -82,7 +87,8 @@ def _measure(
     before = pilots.run()
     watch = CPUWatch()
     measured = bench.measure(arm, repetition)
-    steal, others_cores = _taken(watch, time.monotonic() - clock)
+    seconds = time.monotonic() - clock
+    steal, others_cores = _taken(watch, seconds) if bench.is_timed else (None, None)
     pilot = Pilot(before_s=before, after_s=pilots.run())
     said = [*marks, *measured.marks]
     if pilot.drift > MOST_UNSTEADY:

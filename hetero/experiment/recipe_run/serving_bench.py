@@ -52,6 +52,8 @@ class ServingBench:
     """A deployment stays up while arms share it, and not into the next repetition: where its
     memory lies is part of what differs between repetitions."""
 
+    is_timed = True
+
     def __init__(
         self, recipe: Serving, site: Site, model: Path, folder: RunFolder, say: Say
     ) -> None:
