@@ -14,9 +14,9 @@ from hetero.experiment.outcome.bootstrap import (
     mean_interval,
     ratio,
 )
-from hetero.experiment.outcome.metrics import parse_metric
 from hetero.experiment.outcome.student import student_95
 from hetero.experiment.outcome.values import Observation
+from hetero.experiment.recipe.metrics import parse_metric
 
 MEAN = parse_metric("serving", "ttft_mean")
 P90 = parse_metric("serving", "ttft_p90")

@@ -3,7 +3,7 @@
 import pytest
 
 from hetero.errors import ConfigError
-from hetero.experiment.outcome.metrics import METRICS, parse_metric
+from hetero.experiment.recipe.metrics import METRICS, parse_metric
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from recipe_examples import check_as_a_run_would
 
-from hetero.experiment.outcome.metrics import METRICS
 from hetero.experiment.recipe import figures, recipe
 from hetero.experiment.recipe.arms import num_arms
 from hetero.experiment.recipe.load import parse_recipe
+from hetero.experiment.recipe.metrics import METRICS
 from hetero.experiment.recipe.schema import described, json_schema
 
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()

@@ -153,17 +153,15 @@ def test_the_method_says_what_all_arms_rest_on(tmp_path):
     assert "- One machine, two cores: hosts are namespaces with a core each." in text
 
 
-def test_an_incomplete_run_says_so_and_shows_what_it_has(tmp_path):
-    result = simple(complete=False)
+def test_an_arm_without_a_run_is_called_not_measured(tmp_path):
+    result = simple()
     result = msgspec.structs.replace(result, arms=result.arms[:3])
-    text = report(tmp_path, result)
-    assert "**INCOMPLETE:**" in text
-    assert "| split |  | not measured |" in text
+    assert "| split |  | not measured |" in report(tmp_path, result)
 
 
 def test_a_run_without_any_arm_has_a_report(tmp_path):
     recipe, _ = fake_runs.fair_baseline()
-    text = report(tmp_path, result_of(recipe, [], complete=False))
+    text = report(tmp_path, result_of(recipe, []))
     assert "not known: single, concurrency 1 has no ttft_p50" in text
 
 
@@ -176,7 +174,7 @@ def test_a_full_disk_leaves_the_result_that_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(HeteroError, match=r"result\.json: can't write it: no space left on device"):
-        write_result(tmp_path, simple(complete=False))
+        write_result(tmp_path, simple(ended="later"))
     assert (tmp_path / "result.json").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
 

@@ -103,6 +103,41 @@ def test_a_recipe_becomes_a_result_that_alone_is_enough_to_run_it_again(tmp_path
     assert again.recipe == result.recipe
 
 
+def test_a_result_s_folder_has_the_text_it_takes_to_run_it_again(tmp_path, capsys):
+    text = tmp_path / "words.txt"
+    text.write_text(" ".join(str(number) for number in range(2000)))
+    recipe = {
+        "kind": "kv-quality",
+        "name": "small",
+        "question": "What does q8_0 cost?",
+        "model": {"demo": True},
+        "texts": [str(text)],
+        "settings": {"prompts": 1, "prompt_tokens": 256},
+        "vary": {"k": ["f16", "q8_0"]},
+        "repetitions": 1,
+        "figures": {
+            "kld": {"kind": "value", "metric": "kld_mean", "at": {"k": "q8_0"}, "says": "KLD"}
+        },
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
+    status, out, err = run(
+        capsys, tmp_path / "small.yaml", "--results", tmp_path / "first", "--json"
+    )
+    assert status == 0, err
+    folder = Path(json.loads(out.splitlines()[-1])["results"])
+    text.unlink()
+    moved = tmp_path / "moved"
+    shutil.move(folder, moved)
+    status, out, err = run(
+        capsys, moved / "result.json", "--results", tmp_path / "second", "--json"
+    )
+    assert status == 0, err
+    again = read_result(Path(json.loads(out.splitlines()[-1])["results"]))
+    first = read_result(moved)
+    assert again.recipe_hash == first.recipe_hash
+    assert [run.samples for run in again.arms] == [run.samples for run in first.arms]
+
+
 @needs_lab
 @pytest.mark.slow
 def test_every_arm_of_a_lab_gets_the_wire_it_asks_for(tmp_path, capsys):

@@ -60,8 +60,6 @@ def show(
     print(result.recipe.question)
     if result.emulated:
         print(f"EMULATED: {', '.join(result.emulated)}")
-    if not result.complete:
-        print("INCOMPLETE: the run ended before all of its arms were measured")
     print()
     for figure in result.figures:
         print(f"{figure.name}: {figure.line}\n    {figure.says}")
@@ -173,7 +171,6 @@ def _summary(folder: Path, result: "Result") -> dict[str, Any]:
         "recipe_hash": result.recipe_hash,
         "date": result.ended,
         "machine": result.machine,
-        "complete": result.complete,
         "emulated": result.emulated,
         "checks_held": held,
         "checks": len(result.checks),
@@ -192,8 +189,6 @@ def _print_list(found: "list[tuple[Path, Result]]") -> None:
         answer = said["answer"] or ""
         if result.emulated:
             answer = f"EMULATED; {answer}"
-        if not result.complete:
-            answer = f"INCOMPLETE; {answer}"
         day = str(said["date"])[:10]
         rows.append([said["recipe"], day, said["machine"], checks, answer, str(folder)])
     heads = ["recipe", "date", "machine", "checks held", "answer", "folder"]

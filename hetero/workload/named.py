@@ -46,7 +46,7 @@ def load_workload(spec: str | Mapping[str, Any]) -> LoadSource:
         return BUILTIN[spec]
     path = Path(spec)
     if path.suffix in _YAML:
-        return _from_file(path)
+        return _from_keys(_file_fields(path), path.stem, path.parent)
     if _is_file(path):
         return read_trace(path)
     first = spec.partition(",")[0]
@@ -56,6 +56,26 @@ def load_workload(spec: str | Mapping[str, Any]) -> LoadSource:
         f"workload {spec!r}: need a built-in ({', '.join(BUILTIN)}), a file, or lengths as "
         f"prompt=512,output=64{near(first, BUILTIN, '; there is no such file')}"
     )
+
+
+def written_out(spec: str | Mapping[str, Any]) -> str | dict[str, Any]:
+    """The same load without a file of keys, and with a trace as a mapping: but for that trace,
+    nothing then depends on a file.
+
+    Raises: ConfigError
+    """
+    if not isinstance(spec, str):
+        return dict(spec)
+    path = Path(spec)
+    if path.suffix in _YAML:
+        fields = _file_fields(path)
+        if "trace" in fields:
+            return fields | {"trace": str(path.parent / str(fields["trace"]))}
+        return {"name": path.stem, **fields}
+    if _is_file(path):
+        return {"trace": spec}
+    first = spec.partition(",")[0]
+    return _keys_and_values(spec) if _is_file(Path(first)) or first[:6] == "trace=" else spec
 
 
 def _is_file(path: Path) -> bool:
@@ -80,7 +100,7 @@ def _keys_and_values(text: str) -> dict[str, str]:
     return fields
 
 
-def _from_file(path: Path) -> LoadSource:
+def _file_fields(path: Path) -> dict[str, Any]:
     try:
         fields = msgspec.yaml.decode(path.read_bytes())
     except OSError as error:
@@ -89,7 +109,7 @@ def _from_file(path: Path) -> LoadSource:
         raise ConfigError(f"workload {path}: need YAML, have: {error}") from None
     if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
         raise ConfigError(f"workload {path}: need keys and values, have neither")
-    return _from_keys(fields, path.stem, path.parent)
+    return fields
 
 
 def _from_keys(fields: Mapping[str, Any], name: str, folder: Path) -> LoadSource:

@@ -4,9 +4,7 @@ from typing import Any
 
 import msgspec
 
-from hetero.experiment.recipe.figures import Value
-
-Arm = dict[str, Value]  # "candidate" where there are several, and each varied setting
+from hetero.experiment.recipe.figures import Arm
 
 
 class Pilot(msgspec.Struct, frozen=True, kw_only=True):

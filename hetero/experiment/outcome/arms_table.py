@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from hetero.experiment.outcome.measurements import Measurements
-from hetero.experiment.outcome.metrics import NamedMetric
 from hetero.experiment.outcome.settings_axis import value_text
 from hetero.experiment.outcome.units import number_text, scale_of
 from hetero.experiment.recipe.figures import GridPlot, Value
+from hetero.experiment.recipe.metrics import NamedMetric
 
 # More columns than that are no table to read.
 _MAX_METRICS = 12

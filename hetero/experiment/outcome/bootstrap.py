@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hetero.experiment.outcome.metrics import NamedMetric
 from hetero.experiment.outcome.student import NORMAL_95, student_95
 from hetero.experiment.outcome.values import Floats, Observation
+from hetero.experiment.recipe.metrics import NamedMetric
 
 Indices = npt.NDArray[np.int64]
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hetero.experiment.outcome.arm_run import Arm, ArmRun
+from hetero.experiment.outcome.arm_run import ArmRun
 from hetero.experiment.outcome.bootstrap import Draws, draw, mean_interval
-from hetero.experiment.outcome.metrics import Kind, NamedMetric, parse_metric
 from hetero.experiment.outcome.values import arm_key, counted, observations
 from hetero.experiment.recipe.arms import arms_of, selects
-from hetero.experiment.recipe.figures import Selection, Value
+from hetero.experiment.recipe.figures import Arm, Selection, Value
+from hetero.experiment.recipe.metrics import Kind, NamedMetric, parse_metric
 from hetero.experiment.recipe.recipe import Recipe, Serving
 
 

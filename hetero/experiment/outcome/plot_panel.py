@@ -5,12 +5,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hetero.experiment.outcome.arm_run import Arm
 from hetero.experiment.outcome.measurements import Measurements, Spread
-from hetero.experiment.outcome.metrics import NamedMetric
 from hetero.experiment.outcome.settings_axis import value_text
 from hetero.experiment.outcome.units import scale_of, tick_text
-from hetero.experiment.recipe.figures import Selection, Value
+from hetero.experiment.recipe.figures import Arm, Selection, Value
+from hetero.experiment.recipe.metrics import NamedMetric
 from hetero.profile.plot.style import COLOURS, FAINT, INK
 
 if TYPE_CHECKING:

@@ -70,8 +70,6 @@ def warning_lines(result: Result) -> Iterator[str]:
             f"**EMULATED: {names}.** Such a device was replaced by a process that waits as long as "
             "the device would compute, and sends recorded rows. No number here was measured on one."
         )
-    if not result.complete:
-        yield "**INCOMPLETE:** the run ended before all of its arms were measured."
 
 
 def _plots(drawn: "Sequence[Drawn]", why_not: str) -> Iterator[str]:

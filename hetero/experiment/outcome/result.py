@@ -33,7 +33,6 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     recipe: Recipe
     recipe_hash: str
-    complete: bool  # every repetition of every arm was measured
     began: str  # ISO 8601
     ended: str
     machine: str  # its name, as the folder has it

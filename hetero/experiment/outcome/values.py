@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hetero.experiment.outcome.arm_run import Arm, ArmRun
-from hetero.experiment.outcome.metrics import NamedMetric
+from hetero.experiment.outcome.arm_run import ArmRun
+from hetero.experiment.recipe.figures import Arm
+from hetero.experiment.recipe.metrics import NamedMetric
 
 Floats = npt.NDArray[np.float64]
 

@@ -7,8 +7,7 @@ from itertools import product
 
 import msgspec
 
-from hetero.experiment.outcome.arm_run import Arm
-from hetero.experiment.recipe.figures import Selection, Value
+from hetero.experiment.recipe.figures import Arm, Selection, Value
 from hetero.experiment.recipe.recipe import (
     LIVE_SETTINGS,
     QualitySettings,

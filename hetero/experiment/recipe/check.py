@@ -11,6 +11,7 @@ from hetero.experiment.recipe.arms import AnySettings, arm_text, arms_of, num_ar
 from hetero.experiment.recipe.check_answers import answer_problems
 from hetero.experiment.recipe.explain import problems
 from hetero.experiment.recipe.figures import Value
+from hetero.experiment.recipe.inputs import input_problems
 from hetero.experiment.recipe.recipe import (
     FRONT,
     Candidate,
@@ -37,7 +38,8 @@ _FRONT_IS_TAKEN = f"need another name, have {FRONT}, where router and load gener
 
 def recipe_problems(recipe: Recipe) -> Iterator[str]:
     """A line each, beginning with the field's path."""
-    found = [*_parts(recipe), *_settings(recipe)]
+    # A load that can't be read is a problem of its own.
+    found = [*_parts(recipe), *_settings(recipe)] or list(input_problems(recipe))
     # What follows needs arms, which only settings that exist can make.
     if not found and num_arms(recipe) > _MAX_ARMS:
         found = [f"vary: need at most {_MAX_ARMS} arms, have {num_arms(recipe)}"]

@@ -4,10 +4,9 @@ meant."""
 from collections.abc import Iterator
 
 from hetero.errors import ConfigError
-from hetero.experiment.outcome.arm_run import Arm
-from hetero.experiment.outcome.metrics import Kind, NamedMetric, parse_metric
 from hetero.experiment.recipe.arms import arms_of, selects
 from hetero.experiment.recipe.figures import (
+    Arm,
     BestFigure,
     Check,
     CrossingFigure,
@@ -20,6 +19,7 @@ from hetero.experiment.recipe.figures import (
     Value,
     ValueFigure,
 )
+from hetero.experiment.recipe.metrics import Kind, NamedMetric, parse_metric
 from hetero.experiment.recipe.recipe import Recipe, Serving
 from hetero.near import near
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 
 Value = str | int | float
+Arm = dict[str, Value]  # "candidate" where there are several, and each varied setting
 Selection = dict[str, Value]  # an arm's candidate and settings: those named must be equal
 NotEmpty = Annotated[str, msgspec.Meta(min_length=1)]
 Metrics = Annotated[list[NotEmpty], msgspec.Meta(min_length=1)]

@@ -11,6 +11,7 @@ from blake3 import blake3
 from hetero.errors import ConfigError
 from hetero.experiment.recipe.check import recipe_problems
 from hetero.experiment.recipe.explain import problems
+from hetero.experiment.recipe.inputs import found_inputs, without_inputs
 from hetero.experiment.recipe.recipe import Recipe
 
 # A long recipe has 10 kB. What is larger is something else.
@@ -59,7 +60,9 @@ def load_recipe(path: Path) -> Recipe:
     """Raises: ConfigError with a line for each problem: the file, the field's path, and what it
     needs."""
     try:
-        return parse_recipe(_read_result(path) if path.suffix == ".json" else _read_yaml(path))
+        if path.suffix == ".json":
+            return parse_recipe(found_inputs(_read_result(path), path.parent))
+        return parse_recipe(_read_yaml(path))
     except ConfigError as error:
         lines = str(error).split("\n")
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
@@ -82,9 +85,12 @@ def parse_recipe(fields: object) -> Recipe:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """blake3 of the recipe as JSON with sorted keys, every default written out: formatting,
-    comments and the order of keys make no difference."""
-    return blake3(msgspec.json.encode(recipe, order="sorted")).hexdigest()
+    """blake3 of the recipe as JSON with sorted keys, every default written out and its inputs by
+    what is in them: formatting, comments, the order of keys and where files lie make no difference.
+
+    Raises: ConfigError naming the input that can't be read.
+    """
+    return blake3(msgspec.json.encode(without_inputs(recipe), order="sorted")).hexdigest()
 
 
 def _read_yaml(path: Path) -> object:

@@ -14,9 +14,9 @@ from hetero.experiment.deploy.site import make_site
 from hetero.experiment.kv_quality.bench import KVQuality
 from hetero.experiment.kv_wire.arm import end_cores
 from hetero.experiment.kv_wire.arm import measure as measure_wire
-from hetero.experiment.outcome.arm_run import Arm
 from hetero.experiment.outcome.measured import Measured
 from hetero.experiment.recipe.arms import settings_of
+from hetero.experiment.recipe.figures import Arm
 from hetero.experiment.recipe.recipe import (
     Quality,
     QualitySettings,

@@ -1,6 +1,6 @@
 """A recipe from its file to its results: `hetero run`."""
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import msgspec
 from hetero.experiment.outcome.finish import finish
 from hetero.experiment.outcome.result import Result
 from hetero.experiment.recipe.arms import arms_of, plan_order
+from hetero.experiment.recipe.inputs import keep_inputs
 from hetero.experiment.recipe.load import recipe_hash
 from hetero.experiment.recipe.recipe import Recipe
 from hetero.experiment.recipe_run.benches import open_bench
@@ -47,7 +48,9 @@ def run_recipe(
         check_quiet()
     facts = collect_facts()
     folder = _folder(recipe, results / recipe.name, say, fresh=fresh)
-    with closing(folder), open_bench(recipe, folder, say) as opened:
+    with closing(folder), ExitStack() as stack:
+        kept = keep_inputs(recipe, folder.path)
+        opened = stack.enter_context(open_bench(recipe, folder, say))
         if not folder.header.profiles:
             ceilings = _ceilings(facts, folder.path)
             folder.keep_profiles({"ceilings": msgspec.to_builtins(ceilings)})
@@ -57,9 +60,8 @@ def run_recipe(
             run_arms(order, opened.bench, pilots, folder, say, marks)
     header = folder.header
     result = Result(
-        recipe=recipe,
+        recipe=kept,
         recipe_hash=header.recipe_hash,
-        complete=True,
         began=folder.runs[0].started,
         ended=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine_label(header.provenance),

@@ -2,7 +2,10 @@
 
     run.json         what is being run, written first
     journal.jsonl    a line for each arm measured (`ArmRun`)
-    requests.jsonl   a line for each request of those; the others go when there is a result
+    requests.jsonl   a line for each request of those
+    inputs/          the files that the recipe names
+
+Once there is a result, the first two go.
 
 An arm's requests are written before its line in the journal, and that line says where they end:
 what lies beyond is of an arm that did not finish, and is cut off.
@@ -11,6 +14,7 @@ what lies beyond is of an arm that did not finish, and is cut off.
 import errno
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from io import FileIO
@@ -21,6 +25,7 @@ import msgspec
 
 from hetero.errors import ConfigError, HeteroError
 from hetero.experiment.outcome.arm_run import ArmRun
+from hetero.experiment.recipe.inputs import INPUTS
 
 JOURNAL, REQUESTS, HEADER = "journal.jsonl", "requests.jsonl", "run.json"
 
@@ -96,6 +101,7 @@ class RunFolder:
         if not self.runs:
             for name in (JOURNAL, REQUESTS, HEADER):
                 (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / INPUTS, ignore_errors=True)
             with suppress(OSError):
                 self.path.rmdir()
 

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
-from hetero.experiment.outcome.arm_run import Arm, ArmRun, Pilot
+from hetero.experiment.outcome.arm_run import ArmRun, Pilot
 from hetero.experiment.outcome.measured import Measured
 from hetero.experiment.outcome.values import arm_key
 from hetero.experiment.recipe.arms import arm_text
+from hetero.experiment.recipe.figures import Arm
 from hetero.experiment.recipe_run.run_folder import RunFolder, rounded
 from hetero.profile.node.noise import CPUWatch
 

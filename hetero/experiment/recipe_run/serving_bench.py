@@ -16,9 +16,9 @@ from hetero.experiment.deploy.site import Site
 from hetero.experiment.load.metrics import PromptLengths, measure
 from hetero.experiment.load.plan import LoadPlan
 from hetero.experiment.load.record import RequestRecord
-from hetero.experiment.outcome.arm_run import Arm
 from hetero.experiment.outcome.measured import Measured
 from hetero.experiment.recipe.arms import deployment_of, settings_of
+from hetero.experiment.recipe.figures import Arm
 from hetero.experiment.recipe.recipe import Serving, Settings
 from hetero.experiment.recipe_run.cpu_log import CPULog
 from hetero.experiment.recipe_run.load_child import Loaded, load_from_front
