@@ -144,6 +144,22 @@ def test_the_method_names_machine_model_code_and_overhead(tmp_path):
         assert said in text
 
 
+def test_the_method_compares_clients_clocks_with_the_servers(tmp_path):
+    ours = {"ttft": [1.0, 1.01, 9.0], "server_ttft": [1.0, 1.0, 1.0], "tpot": [0.1]}
+    other = {"ttft": [2.1, 2.1], "server_ttft": [2.0, 2.0], "tpot": [0.1], "server_tpot": [0.1]}
+    recipe = serving()
+    runs = [
+        fake_runs.run({"candidate": "single"}, 0, samples=ours),
+        fake_runs.run({"candidate": "split"}, 0, samples=other),
+    ]
+    # Medians of 1% and 5%; the second clock's time a token is of one arm only.
+    assert (
+        "an arm's median times to the first token 3.00% apart (5.00% at most), times between "
+        "tokens 0.00% apart (0.00% at most)."
+    ) in report(tmp_path, result_of(recipe, runs))
+    assert "clocks" not in report(tmp_path, simple())
+
+
 def test_the_method_says_what_all_arms_rest_on(tmp_path):
     recipe, runs = fake_runs.fair_baseline()
     recipe = msgspec.structs.replace(recipe, plots=[])

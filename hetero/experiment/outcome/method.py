@@ -1,6 +1,7 @@
 """How a result was measured, as sentences for its report."""
 
 from collections.abc import Iterator
+from statistics import median
 from typing import Any
 
 from hetero.experiment.outcome.arm_run import ArmRun
@@ -40,6 +41,7 @@ def method_lines(result: Result) -> Iterator[str]:
     )
     yield from _drift(result)
     yield from _overhead(result.arms)
+    yield from _two_clocks(result.arms)
     yield from _marks(result.arms)
 
 
@@ -120,6 +122,22 @@ def _overhead(runs: list[ArmRun]) -> Iterator[str]:
                 f"The {who} took {sum(cores) / len(cores):.3f} of a core on average, "
                 f"{max(cores):.3f} at most."
             )
+
+
+def _two_clocks(runs: list[ArmRun]) -> Iterator[str]:
+    """What requests took by their clients' clocks and by the server's own. Clients see a little
+    more: the way there and back."""
+    parts = []
+    for metric, what in (("ttft", "times to the first token"), ("tpot", "times between tokens")):
+        differences = [
+            abs(median(run.samples[metric]) / median(told) - 1)
+            for run in runs
+            if (told := run.samples.get(f"server_{metric}")) and median(told) > 0
+        ]
+        if differences:
+            parts.append(f"{what} {median(differences):.2%} apart ({max(differences):.2%} at most)")
+    if parts:
+        yield f"By clients' clocks and by the servers' own, an arm's median {', '.join(parts)}."
 
 
 def _marks(runs: list[ArmRun]) -> Iterator[str]:
