@@ -305,5 +305,8 @@ def test_results_come_without_plots_where_matplotlib_is_missing(tmp_path, monkey
     said = []
     finish(tmp_path, result_of(recipe, runs), said.append)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["report.md", "result.json"]
-    assert said == ["no plots: need the matplotlib package, have none: pip install 'hetero[plot]'"]
+    assert said == [
+        "no plots: need the matplotlib package, have none: pip install 'hetero[plot]', then hetero "
+        f"results redraw {tmp_path}"
+    ]
     assert "None: need the matplotlib package" in (tmp_path / "report.md").read_text()

@@ -1,6 +1,7 @@
 """`hetero results`: lists, shows, compares."""
 
 import json
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -10,7 +11,7 @@ from fake_runs import result_of, runs_of, serving
 from hetero.cli import main
 from hetero.experiment.outcome.agreement import compare
 from hetero.experiment.outcome.finish import evaluated
-from hetero.experiment.outcome.result import write_result
+from hetero.experiment.outcome.result import read_result, write_result
 
 RATE = {
     "kind": "value",
@@ -110,6 +111,15 @@ def test_show_prints_the_answer(kept, capsys):
     assert out.startswith("Does it pay to split prefill and decode over two hosts?\n")
     assert "rate: 100 tokens/s (" in out
     assert "held: throughput at least 40 tokens/s in all 2 arms: 50.0 tokens/s" in out
+
+
+def test_a_result_is_drawn_anew_from_what_was_measured(kept, capsys):
+    result = measured([100, 100.1, 99.9])
+    folder = kept("a", msgspec.structs.replace(result, figures=[], checks=[]))
+    status, out, _ = call(capsys, "redraw", folder)
+    assert (status, out) == (0, f"{folder}/report.md\n")
+    assert "- **rate**: 100 tokens/s" in Path(folder, "report.md").read_text()
+    assert read_result(Path(folder)) == result
 
 
 def test_emulated_devices_are_named_before_any_number(kept, capsys):

@@ -1,4 +1,4 @@
-"""`hetero results`: what experiments gave; one of them; two of them side by side."""
+"""`hetero results`: what experiments gave; one of them, also drawn anew; two side by side."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,6 +66,18 @@ def show(
     for check in result.checks:
         print(f"{check.verdict}: {check.says}: {check.text}")
     print(f"\n{result.machine}, {result.ended}, model {result.model.get('name')}")
+
+
+@app.command()
+def redraw(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of one result.")],
+) -> None:
+    """Compute figures, plots and report anew from what was measured: with matplotlib, where a run
+    had none, or with a newer hetero."""
+    from hetero.experiment.outcome.finish import finish
+
+    finish(folder, _read(folder), print_progress)
+    print(folder / "report.md")
 
 
 @app.command()

@@ -34,7 +34,10 @@ def draw_plots(folder: Path, measured: Measurements) -> tuple[list[Drawn], str]:
     if not measured.recipe.plots:
         return [], ""
     if find_spec("matplotlib") is None:
-        return [], "need the matplotlib package, have none: pip install 'hetero[plot]'"
+        return [], (
+            "need the matplotlib package, have none: pip install 'hetero[plot]', then "
+            f"hetero results redraw {folder}"
+        )
     from matplotlib import rc_context
 
     from hetero.profile.plot.style import STYLE
