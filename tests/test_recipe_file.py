@@ -52,7 +52,8 @@ def test_the_hash_is_of_what_is_asked_not_of_how_it_is_written(tmp_path):
     recipe = parse_recipe(found)
     other_order = parse_recipe(dict(reversed(found.items())))
     with_a_default = parse_recipe(found | {"repetitions": 5})
-    hashes = {recipe_hash(each) for each in (recipe, other_order, with_a_default)}
+    once_run = parse_recipe(found | {"minutes": 12})
+    hashes = {recipe_hash(each) for each in (recipe, other_order, with_a_default, once_run)}
     assert len(hashes) == 1
     assert len(hashes.pop()) == 64
     assert recipe_hash(parse_recipe(found | {"seed": 1})) != recipe_hash(recipe)

@@ -86,11 +86,13 @@ def parse_recipe(fields: object) -> Recipe:
 
 def recipe_hash(recipe: Recipe) -> str:
     """blake3 of the recipe as JSON with sorted keys, every default written out and its inputs by
-    what is in them: formatting, comments, the order of keys and where files lie make no difference.
+    what is in them: formatting, comments, the order of keys, where files lie and how many minutes a
+    run took make no difference.
 
     Raises: ConfigError naming the input that can't be read.
     """
-    return blake3(msgspec.json.encode(without_inputs(recipe), order="sorted")).hexdigest()
+    asked = msgspec.structs.replace(without_inputs(recipe), minutes=None)
+    return blake3(msgspec.json.encode(asked, order="sorted")).hexdigest()
 
 
 def _read_yaml(path: Path) -> object:
