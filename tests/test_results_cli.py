@@ -12,6 +12,7 @@ from hetero.cli import main
 from hetero.experiment.outcome.agreement import compare
 from hetero.experiment.outcome.finish import evaluated
 from hetero.experiment.outcome.result import read_result, write_result
+from hetero.experiment.recipe.load import recipe_hash
 
 RATE = {
     "kind": "value",
@@ -120,6 +121,30 @@ def test_a_result_is_drawn_anew_from_what_was_measured(kept, capsys):
     assert (status, out) == (0, f"{folder}/report.md\n")
     assert "- **rate**: 100 tokens/s" in Path(folder, "report.md").read_text()
     assert read_result(Path(folder)) == result
+
+
+def test_another_question_is_put_to_what_was_measured(kept, capsys, tmp_path):
+    result = measured([100, 100.1, 99.9])
+    folder = kept("a", result)
+    fields = msgspec.to_builtins(result.recipe)
+    ratio = {"kind": "ratio", "says": "how much faster", "metric": "throughput"}
+    ends = {"of": {"candidate": "single"}, "to": {"candidate": "split"}}
+    changed = fields | {"figures": {"twice": ratio | ends}, "checks": []}
+    (tmp_path / "changed.json").write_bytes(msgspec.json.encode({"recipe": changed}))
+    status, _, err = call(capsys, "redraw", folder, "--recipe", "changed.json")
+    assert status == 0, err
+    assert "- **twice**: 2" in Path(folder, "report.md").read_text()
+    again = read_result(Path(folder))
+    assert again.arms == result.arms
+    assert again.recipe_hash == recipe_hash(again.recipe) != result.recipe_hash
+
+    other = changed | {"repetitions": 7, "settings": {"slots": 2}}
+    (tmp_path / "other.json").write_bytes(msgspec.json.encode({"recipe": other}))
+    status, _, err = call(capsys, "redraw", folder, "--recipe", "other.json")
+    assert status == 2
+    assert "need a recipe that measures the same, have one that differs in" in err
+    assert "repetitions, settings; hetero run measures it" in err
+    assert read_result(Path(folder)) == again
 
 
 def test_emulated_devices_are_named_before_any_number(kept, capsys):

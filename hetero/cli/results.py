@@ -71,12 +71,25 @@ def show(
 @app.command()
 def redraw(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of one result.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Its recipe with other figures, checks or plots: a name, or a file."),
+    ] = None,
 ) -> None:
-    """Compute figures, plots and report anew from what was measured: with matplotlib, where a run
-    had none, or with a newer hetero."""
-    from hetero.experiment.outcome.finish import finish
+    """Compute figures, plots and report anew from what was measured.
 
-    finish(folder, _read(folder), print_progress)
+    With matplotlib, where a run had none; with a newer hetero; or with other questions.
+    """
+    from hetero.experiment.outcome.asked_anew import asked_anew
+    from hetero.experiment.outcome.finish import finish
+    from hetero.experiment.recipe.found import find_recipe
+    from hetero.experiment.recipe.load import load_recipe
+
+    result = _read(folder)
+    folder = folder if folder.is_dir() else folder.parent
+    if recipe is not None:
+        result = asked_anew(folder, result, load_recipe(find_recipe(recipe, Path.cwd())))
+    finish(folder, result, print_progress)
     print(folder / "report.md")
 
 

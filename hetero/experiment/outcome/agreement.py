@@ -51,7 +51,7 @@ def differences(a: Result, b: Result) -> list[str]:
             f"machines differ: {a.machine} ({_processor(a)}), {b.machine} ({_processor(b)})"
         )
     for name, result in (("A", a), ("B", b)):
-        found += [f"{name}: {mark}" for mark in result.emulated]
+        found += [f"{name}: emulated: {device}" for device in result.emulated]
     only = {figure.name for figure in a.figures} ^ {figure.name for figure in b.figures}
     if only:
         found.append(f"figures of one only: {', '.join(sorted(only))}")

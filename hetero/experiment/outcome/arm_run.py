@@ -1,5 +1,6 @@
 """One arm, measured once: a line of a run's journal, and an entry of `result.json`."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -49,3 +50,9 @@ class ArmRun(msgspec.Struct, frozen=True, kw_only=True):
         """How far the machine was from being one and the same during the arm; 0 is steady."""
         drift = 0.0 if self.pilot is None else self.pilot.drift
         return max(drift, self.steal_share or 0.0)
+
+
+def emulated(runs: Iterable[ArmRun]) -> list[str]:
+    """The devices, by the marks of runs: `emulated: rtx-3090 (host desktop)`."""
+    marks = {mark for run in runs for mark in run.marks if mark.startswith("emulated")}
+    return sorted(mark.partition(":")[2].strip() or "a device" for mark in marks)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hetero.experiment.outcome.arm_run import emulated
 from hetero.experiment.outcome.measurements import Measurements
 from hetero.experiment.outcome.settings_axis import axis_label
 from hetero.experiment.outcome.whole_file import write_whole
@@ -153,14 +154,8 @@ def _size(measured: Measurements, plot: Plot) -> tuple[float, float]:
 
 def _title(measured: Measurements, plot: Plot) -> str:
     """What was emulated says so in every picture it is in."""
-    marks = {
-        mark
-        for arm in measured.selected(plot.at)
-        for run in measured.runs(arm)
-        for mark in run.marks
-        if mark.startswith("emulated")
-    }
-    return f"{plot.title} ({', '.join(sorted(marks))})" if marks else plot.title
+    devices = emulated(run for arm in measured.selected(plot.at) for run in measured.runs(arm))
+    return f"{plot.title} (emulated: {', '.join(devices)})" if devices else plot.title
 
 
 def _slug(title: str) -> str:

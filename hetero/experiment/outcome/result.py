@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from hetero.errors import ConfigError
-from hetero.experiment.outcome.arm_run import ArmRun
+from hetero.experiment.outcome.arm_run import ArmRun, emulated
 from hetero.experiment.outcome.checks import CheckResult
 from hetero.experiment.outcome.figure_result import FigureResult
 from hetero.experiment.outcome.whole_file import write_whole
@@ -53,9 +53,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def emulated(self) -> list[str]:
-        """The devices, by the marks of its arms: `emulated: rtx-3090`."""
-        marks = {mark for run in self.arms for mark in run.marks if mark.startswith("emulated")}
-        return sorted(mark.partition(":")[2].strip() or "a device" for mark in marks)
+        return emulated(self.arms)
 
 
 class _Head(msgspec.Struct):
