@@ -54,7 +54,7 @@ class _Cores:
 def measure_ceilings(
     *,
     numa: dict[int, list[int]],
-    folder: Path,
+    folder: Path | None,
     seconds: float,
     max_bytes: int,
     say: Say,
@@ -63,7 +63,7 @@ def measure_ceilings(
     """What the cores, the memory, the GPUs and the disk give to code that does nothing else.
 
     numa: node -> cpus to use, one of each physical core. engine_node: the one whose cores engines
-    use; None: those of all. folder: on the disk to measure. seconds: about, for all; GPUs come on
+    use; None: those of all. folder: on the disk to measure, if any. seconds: about, for all; GPUs come on
     top. max_bytes: of memory, at most half of what is free is taken. A part that fails is said, and
     missing from the result; without memory's there is none.
 
@@ -98,7 +98,7 @@ def measure_ceilings(
             if name.startswith("tflops.")
         },
         gpus=gpus,
-        disks=_disks(folder, seconds, say),
+        disks=[] if folder is None else _disks(folder, seconds, say),
         spread={name: (min(values), max(values)) for name, values in samples.items()},
     )
 
