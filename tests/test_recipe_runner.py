@@ -90,7 +90,7 @@ def test_every_arm_is_measured_once_in_the_given_order(tmp_path, folder_at):
     assert "the last" in said[-1]
 
 
-def test_an_arm_in_which_the_machine_drifted_is_measured_again_and_only_the_last_counts(
+def test_an_arm_in_which_the_machine_drifted_is_measured_again_and_the_steadier_run_counts(
     tmp_path, folder_at
 ):
     folder = folder_at(tmp_path)
@@ -101,6 +101,17 @@ def test_an_arm_in_which_the_machine_drifted_is_measured_again_and_only_the_last
     assert counting.attempt == 1
     assert counting.marks == []
     assert folder.runs[0].marks == ["the machine drifted by 6% meanwhile"]
+
+
+def test_an_arm_is_measured_again_after_the_others_of_its_repetition(tmp_path, folder_at):
+    bench = CountingBench()
+    # Both arms of the first repetition, then the first arm of the second.
+    drifts = [1.2, 1.2, 1.0, 1.0, 1.2, 1.0, 1.0]
+    pilots = Drifting(*(seconds for drift in drifts for seconds in (1.0, drift)))
+    run_arms(ORDER, bench, pilots, folder_at(tmp_path), lambda line: None)
+    first = [("single", 0), ("split", 0), ("single", 0), ("split", 0)]
+    second = [("split", 1), ("single", 1), ("split", 1)]
+    assert bench.seen == first + second
 
 
 def test_a_machine_that_always_drifts_is_tried_three_times_and_the_result_says_so(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Protocol
 
 from hetero.experiment.outcome.arm_run import ArmRun, Pilot
@@ -51,24 +52,23 @@ def run_arms(
 ) -> None:
     """Measures what the folder does not hold yet.
 
-    An arm during which the machine changed is measured again, up to three times in all; the
+    An arm during which the machine changed is measured again when the others of its repetition are
+    done, since what disturbs a machine often lasts for minutes; up to three times in all. The
     steadiest attempt counts, with a mark if it was not steady either. marks: of all arms. Raises:
     what the bench raises; all arms before are kept.
     """
     done = _Progress(order, folder.runs)
     if done.num_done:
         say(f"{done.num_done} of {len(order)} arms are here already: going on with the next")
-    for arm, repetition in order:
-        if done.has(arm, repetition):
-            continue
-        first = done.attempts(arm, repetition)
-        for attempt in range(first, MOST_ATTEMPTS):
+    for _, part in groupby(order, key=lambda pair: pair[1]):
+        for arm, repetition in list(part) * MOST_ATTEMPTS:
+            if done.has(arm, repetition):
+                continue
+            attempt = done.attempts(arm, repetition)
             run, records = _measure(arm, repetition, attempt, bench, pilots, marks)
             folder.append(run, records)
             done.add(run)
             say(done.line(run))
-            if not is_unsteady(run):
-                break
 
 
 def is_unsteady(run: ArmRun) -> bool:
@@ -153,7 +153,7 @@ class _Progress:
     def line(self, run: ArmRun) -> str:
         again = ""
         if is_unsteady(run) and not self.has(run.arm, run.repetition):
-            again = ", the machine was not steady: again"
+            again = ", the machine was not steady: later again"
         left = f"about {_duration(self._left_s())} left" if self.num_left else "the last"
         return (
             f"[{self.num_done}/{len(self._order)}] {arm_text(run.arm)}, repetition "

@@ -63,9 +63,9 @@ def measure_ceilings(
     """What the cores, the memory, the GPUs and the disk give to code that does nothing else.
 
     numa: node -> cpus to use, one of each physical core. engine_node: the one whose cores engines
-    use; None: those of all. folder: on the disk to measure, if any. seconds: about, for all; GPUs come on
-    top. max_bytes: of memory, at most half of what is free is taken. A part that fails is said, and
-    missing from the result; without memory's there is none.
+    use; None: those of all. folder: on the disk to measure, if any. seconds: about, for all; GPUs
+    come on top. max_bytes: of memory, at most half of what is free is taken. A part that fails is
+    said, and missing from the result; without memory's there is none.
 
     Raises: ConfigError without cpus, EngineError if memory can't be measured.
     """
