@@ -23,6 +23,14 @@ again: `hetero run results/RECIPE/FOLDER/result.json`. [How we measure](../docs/
 """
 
 
+FOOT = """## Benchmarks
+
+`hetero bench engine|kernels|wire|profile -o FILE` wrote what is in [engine_bench](engine_bench/),
+[kernel_bench](kernel_bench/), [wire_bench](wire_bench/) and [profile_bench](profile_bench/);
+`tools/check_load_generator.py` what is in [load](load/).
+"""
+
+
 def main() -> None:
     text = index_text()
     if "--check" in sys.argv[1:]:
@@ -31,7 +39,7 @@ def main() -> None:
 
 
 def index_text() -> str:
-    return "\n".join([HEAD, *(line for recipe in recipes() for line in section(recipe))])
+    return "\n".join([HEAD, *(line for recipe in recipes() for line in section(recipe)), FOOT])
 
 
 def recipes() -> Iterator[list[tuple[Path, Result]]]:
