@@ -36,7 +36,7 @@ MAY_IMPORT["profile"] = {"llama", "model", "kv", "prefill", "decode", "transport
 MAY_IMPORT["serve"] |= {"profile.document", "profile.node_profile"}
 MAY_IMPORT["serve"].add("workload")  # the router records its traffic as a trace
 MAY_IMPORT["experiment"] = MAY_IMPORT["launch"] | {"launch", "profile", "workload"}
-MAY_IMPORT["__main__"] = {"cli"}
+MAY_IMPORT["__main__"] = {"cli", "machine"}
 MAY_IMPORT["cli"] = MAY_IMPORT["experiment"] | {"experiment"}
 
 

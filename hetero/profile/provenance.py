@@ -32,7 +32,12 @@ def provenance() -> dict[str, Any]:
         },
         "environment": {
             name: os.environ.get(name)
-            for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+            for name in (
+                "OMP_WAIT_POLICY",
+                "OMP_NUM_THREADS",
+                "OPENBLAS_NUM_THREADS",
+                "GLIBC_TUNABLES",
+            )
         },
     }
 

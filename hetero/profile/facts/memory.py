@@ -1,11 +1,11 @@
 """Memory: its size and pages from files, its modules from the firmware's table (dmidecode)."""
 
-import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from hetero.machine.files import colon_fields, read_text, to_int
+from hetero.machine.huge_pages import transparent_huge_pages
 from hetero.profile.facts.channels import count_channels
 from hetero.profile.facts.cpu import cpu_model
 from hetero.profile.facts.dimms import Module, modules_of
@@ -54,14 +54,6 @@ def memory_bytes(root: Path, basics: Basics) -> int:
 
 def huge_pages(root: Path) -> int | None:
     return _meminfo(root, "HugePages_Total")
-
-
-def transparent_huge_pages(root: Path) -> str | None:
-    """The file lists all choices, the one in force in brackets."""
-    chosen = re.search(
-        r"\[(\w+)\]", read_text(root / "sys/kernel/mm/transparent_hugepage/enabled") or ""
-    )
-    return chosen[1] if chosen else None
 
 
 def _meminfo(root: Path, name: str) -> int | None:

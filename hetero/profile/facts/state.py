@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hetero.machine.files import matching, read_text
+from hetero.machine.huge_pages import transparent_huge_pages
 from hetero.profile.facts.cpu import governor
-from hetero.profile.facts.memory import huge_pages, transparent_huge_pages
+from hetero.profile.facts.memory import huge_pages
 from hetero.profile.facts.numa import usable_facts
 from hetero.profile.facts.probes import Probes, no_probes, probes_of_this_machine
 from hetero.profile.facts.rapl import power_limit_watts
