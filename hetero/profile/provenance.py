@@ -12,6 +12,8 @@ import psutil
 
 from hetero import __version__
 
+# What changes how fast engines are.
+_ENVIRONMENT = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GLIBC_TUNABLES")
 _PACKAGES = ("llama-cpp-python", "torch", "triton", "numpy", "pyzmq", "msgspec", "xxhash", "gguf")
 
 
@@ -30,15 +32,7 @@ def provenance() -> dict[str, Any]:
             "load_average": os.getloadavg()[0],
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         },
-        "environment": {
-            name: os.environ.get(name)
-            for name in (
-                "OMP_WAIT_POLICY",
-                "OMP_NUM_THREADS",
-                "OPENBLAS_NUM_THREADS",
-                "GLIBC_TUNABLES",
-            )
-        },
+        "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
     }
 
 
