@@ -46,7 +46,7 @@ class DecodeConfig:
     num_threads: int
     unified: bool = False
     chunk_tokens: int = 512
-    prefill_share: float = 0.5
+    prefill_share: float = 0.9
     gpu_layers: int = 0
     load: LoadMode = "read"
 

@@ -91,7 +91,9 @@ class DecodeConfig(_EngineConfig, frozen=True, kw_only=True):
     slots: Positive = 4
     unified: bool = False
     chunk_tokens: Positive = DEFAULT_CHUNK_TOKENS
-    prefill_share: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
+    # Of the time, at least, for prompts read here while sequences run. Fuller batches make up for
+    # what those wait; less of it keeps their tokens coming.
+    prefill_share: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.9
     credit_bytes: Positive = 64 * 2**20  # rows that may be in flight per transfer
     gpu_layers: int = 0
 

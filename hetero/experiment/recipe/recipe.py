@@ -178,7 +178,7 @@ class Settings(_Part, frozen=True, kw_only=True):
     context_tokens: Positive = 1024
     slots: Positive = 4
     chunk_tokens: Positive = 256
-    prefill_share: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
+    prefill_share: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.9
     threads: Positive = 1
     prefill_engine: Literal["auto", "torch", "llama"] = "llama"
     seal: SealName = "aead"
