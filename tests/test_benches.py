@@ -12,9 +12,12 @@ from hetero.experiment.deploy.node_configs import prepare_recordings
 from hetero.experiment.recipe.load import parse_recipe
 from hetero.experiment.recipe.recipe import Lab, LabHost
 from hetero.experiment.recipe_run.benches import open_bench
-from hetero.launch.cores import num_usable_cores
 from hetero.model.demo import DEMO_MODEL_PATH
 
+needs_two_cores = pytest.mark.skipif(
+    sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2,
+    reason="each end of a wire has a core",
+)
 needs_affinity = pytest.mark.skipif(sys.platform != "linux", reason="binds processes to CPUs")
 
 
@@ -74,9 +77,13 @@ def test_pilots_fly_where_engines_compute(tmp_path):
     assert LabSite(Lab(hosts=hosts | {"c": LabHost(cpus=None)})).cpus == usable
 
 
-@needs_affinity
-def test_pilots_of_kv_quality_fly_on_as_many_cores_as_it_has_threads(tmp_path):
+@needs_two_cores
+def test_what_no_clock_decides_has_no_pilots(tmp_path):
     recipe = parse_recipe(fields("kv-quality") | {"model": {"demo": True}})
     with open_bench(recipe, SimpleNamespace(path=tmp_path), print) as opened:
-        assert len(opened.cpus) == num_usable_cores()
-        assert set(opened.cpus) <= os.sched_getaffinity(0)
+        assert not opened.bench.is_timed
+        assert opened.cpus == []
+    timed = parse_recipe(fields("kv-wire"))
+    with open_bench(timed, SimpleNamespace(path=tmp_path), print) as opened:
+        assert opened.bench.is_timed
+        assert len(opened.cpus) == 2
