@@ -1,9 +1,10 @@
 """Transparent huge pages for what a process allocates: a core that streams weights then spends less
 of its time on finding where they lie.
 
-A GGUF of 16 bits decodes 5% faster on one core, one of four bits 3% (results/LOG.md). Most Linux
-distributions give huge pages only to those who ask ("madvise"), and llama.cpp does not ask; glibc
-asks for it, for every large allocation, if it is told to before the process starts.
+A GGUF of 16 bits decoded 5% faster on one core, one of four bits 3% (one-off readings, in
+results/LOG.md). Most Linux distributions give huge pages only to those who ask ("madvise"), and
+llama.cpp does not ask; glibc asks for every large allocation, if it is told to before the process
+starts.
 """
 
 import os
