@@ -2,8 +2,10 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
+from fake_runs import run
 
 from hetero.experiment.outcome.bootstrap import (
     RESAMPLES,
@@ -15,12 +17,13 @@ from hetero.experiment.outcome.bootstrap import (
     ratio,
 )
 from hetero.experiment.outcome.student import student_95
-from hetero.experiment.outcome.values import Observation
+from hetero.experiment.outcome.values import Observation, observe
 from hetero.experiment.recipe.metrics import parse_metric
 
 MEAN = parse_metric("serving", "ttft_mean")
 P90 = parse_metric("serving", "ttft_p90")
 MAX = parse_metric("serving", "ttft_max")
+ITL_MEAN = parse_metric("serving", "itl_mean")
 THROUGHPUT = parse_metric("serving", "throughput")
 
 
@@ -70,6 +73,44 @@ def test_resampled_means_scatter_by_the_standard_error(count):
     drawn = np.exp(draw({0: sampled(samples)}, MEAN, 0, "arm").requests[0])
     assert drawn.std() == pytest.approx(samples.std() / math.sqrt(count), rel=0.08)
     assert drawn.mean() == pytest.approx(samples.mean(), rel=0.002)
+
+
+def of_requests(groups, statistic):
+    """An observation of what each request gave, as an arm's run has it."""
+    of = msgspec.structs.replace(
+        run({}),
+        samples={"itl": [gap for gaps in groups for gap in gaps]},
+        per_request={"itl": [len(gaps) for gaps in groups]},
+    )
+    return observe(of, parse_metric("serving", f"itl_{statistic}"))
+
+
+@pytest.mark.parametrize("statistic", ["p50", "p90", "mean", "max"])
+def test_samples_of_one_request_are_drawn_together(statistic):
+    """Against the plain way: drawing requests, and then putting what they gave together."""
+    generator = np.random.default_rng(0)
+    groups = [
+        list(generator.lognormal(generator.normal(), 0.3, size))
+        for size in (9, 1, 0, 30, 12, 7, 12, 3)
+    ]
+    named = parse_metric("serving", f"itl_{statistic}")
+    ours = np.exp(draw({0: of_requests(groups, statistic)}, named, 0, "arm").requests[0])
+    plain = []
+    for _ in range(4000):
+        drawn = [gap for index in generator.integers(8, size=8) for gap in groups[index]]
+        plain.append(
+            np.mean(drawn) if statistic == "mean" else np.quantile(drawn, named.share or 1.0)
+        )
+    for share in (0.1, 0.25, 0.5, 0.75, 0.9):
+        assert np.quantile(ours, share) == pytest.approx(np.quantile(plain, share), rel=0.08)
+
+
+def test_requests_that_differ_as_a_whole_tell_less_than_their_samples_seem_to():
+    slow_and_fast = [[1.0] * 50] * 10 + [[2.0] * 50] * 10
+    seen = of_requests(slow_and_fast, "mean")
+    together = np.exp(draw({0: seen}, ITL_MEAN, 0, "arm").requests[0])
+    apart = np.exp(draw({0: Observation(seen.value, seen.samples)}, ITL_MEAN, 0, "x").requests[0])
+    assert together.std() == pytest.approx(math.sqrt(50) * apart.std(), rel=0.15)
 
 
 def test_one_repetition_has_no_interval():

@@ -10,7 +10,7 @@ from hetero.experiment.load.cost import cost_of, price_per_hour
 from hetero.experiment.load.metrics import measure, prompt_lengths
 from hetero.experiment.load.record import RequestError, RequestRecord
 from hetero.experiment.load.slo import Bound, are_met, meets, parse_slo
-from hetero.experiment.load.steady import steady_window
+from hetero.experiment.load.steady import measured, steady_window
 
 
 def record(due_s, sent_s, piece_s, piece_tokens, ended_s, **more):
@@ -68,11 +68,12 @@ def closed_loop(concurrency, seconds, tokens=4):
     """Requests that take so long each, a place's next at once; tokens evenly until its end."""
     free_s = [0.0] * concurrency
     records = []
-    for took_s in seconds:
+    for session, took_s in enumerate(seconds):
         place = free_s.index(min(free_s))
         due_s, ended_s = free_s[place], free_s[place] + took_s
         pieces = tuple(due_s + took_s * (index + 1) / tokens for index in range(tokens))
-        records.append(record(due_s, due_s, pieces, (1,) * tokens, ended_s))
+        ones = (1,) * tokens
+        records.append(record(due_s, due_s, pieces, ones, ended_s, session=session))
         free_s[place] = ended_s
     return records
 
@@ -83,8 +84,10 @@ def test_of_a_closed_loop_the_part_counts_in_which_every_place_is_taken():
     window = steady_window(records, 2)
     assert (window.begin_s, window.end_s) == (2.0, 5.0)
     found = measure(records, parse_slo("latency_p50:1s"), concurrency=2)
-    # Due at 2, 2, 3, 4, 4 and 5; four of them ended by then, and one was half done.
-    assert found.samples["latency"] == [1, 2, 1, 1, 2, 1]
+    # Due at 2, 2, 3, 4, 4 and 5; four of them ended by then, and one was half done. While the
+    # last one ran, a place was empty.
+    assert found.samples["latency"] == [1, 2, 1, 1, 2]
+    assert found.per_request == {"itl": [3, 3, 3, 3, 3]}
     assert found.scalars["throughput"] == pytest.approx((4 * 4 + 2) / 3)
     assert found.scalars["request_rate"] == pytest.approx(4 / 3)
     assert found.scalars["goodput"] == pytest.approx(3 / 3)
@@ -98,6 +101,31 @@ def test_a_server_without_a_queue_gives_each_place_its_rate_however_long_the_dra
     assert found.scalars["throughput"] == pytest.approx(4 * concurrency, rel=0.05)
     whole = measure(closed_loop(concurrency, slow_last))
     assert whole.scalars["throughput"] < 0.5 * 4 * concurrency + 1
+
+
+def test_answers_that_had_the_server_to_themselves_in_the_end_do_not_count():
+    """Whatever they took: which ones they are is a matter of their order."""
+    for last in ([0.1] * 3, [9.0] * 3):
+        found = measure(closed_loop(4, [1.0] * 24 + last), concurrency=4)
+        assert set(found.samples["latency"]) == {1.0}
+    alone = measure(closed_loop(1, [1.0] * 8 + [2.0]), concurrency=1)
+    assert alone.samples["latency"][-1] == 2.0  # the only place was never empty
+
+
+def test_no_turn_of_the_last_session_counts():
+    """Two places, sessions of three turns but for the second one; places are empty from 8 on."""
+    begins = [0.0, 0.0, 2.0, 3.0, 5.0, 6.0]
+    records = [
+        record(at_s + turn, at_s + turn, (at_s + turn + 1,), (1,), at_s + turn + 1, **names)
+        for session, at_s in enumerate(begins)
+        for turn in range(2 if session == 1 else 3)
+        for names in [{"session": session, "turn": turn}]
+    ]
+    window = steady_window(records, 2)
+    assert (window.begin_s, window.end_s) == (1.0, 6.0)
+    counted = [(each.session, each.turn) for each in measured(records, window)]
+    assert (4, 2) in counted
+    assert not any(session == 5 for session, _ in counted)
 
 
 def test_a_load_too_short_to_be_steady_is_measured_whole():

@@ -151,6 +151,7 @@ class Deployment:
         address, port = self._site.address(host), llama_server.free_port()
         self.versions[peer.server] = llama_server.binary_version(binary)
         argv = llama_server.server_argv(binary, self._model, self._settings, address, port)
+        argv += peer.options
         self._processes.supervise(
             llama_server.NAME,
             "decode",

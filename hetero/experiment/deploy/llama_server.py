@@ -51,9 +51,11 @@ def server_argv(
 ) -> list[str]:
     """Its defaults, but for these.
 
-    As ours: K and V of these types with flash attention, a cache of its own per slot, at most
-    chunk_tokens in a step, as many threads for a prompt as for tokens, and nothing remembered
-    between requests. It could use again what a slot or its host memory holds of the same beginning
+    As ours: K and V of these types with flash attention, a cache of its own per slot, as many
+    threads for a prompt as for tokens, weights read instead of mapped (so that they get huge pages
+    where ours do), at most chunk_tokens in a pass over them (a step of several passes reads all
+    the prompts that wait, up to --batch-size), and nothing remembered between requests. It could
+    use again what a slot or its host memory holds of the same beginning
     (--cache-prompt, --slot-prompt-similarity, --cache-ram), and we can't. Left on, a prompt that a
     run repeats would cost it nothing; off, a workload whose prompts share beginnings hides a
     strength of it, which a report must say.
@@ -78,7 +80,8 @@ def server_argv(
         # A line a request is printed by default, which is work on the engine's core.
         "--log-verbosity": "2",
     }
-    flags = ["--no-kv-unified", "--cont-batching", "--no-cache-prompt", "--no-webui", "--offline"]
+    flags = ["--no-kv-unified", "--cont-batching", "--no-cache-prompt", "--no-mmap", "--no-webui"]
+    flags.append("--offline")
     return [str(binary), *(str(word) for pair in options.items() for word in pair), *flags]
 
 

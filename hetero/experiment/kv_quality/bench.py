@@ -167,6 +167,8 @@ class KVQuality:
             "v_rotation": float(layout.v_rotation),
         }
         samples = {"kld": compared.kld.tolist(), "recall": right, "margin": margins}
+        # Of a window's positions none is a sample of its own.
+        windows = [sum(len(branch.kld) for branch in branches) for branches in read]
         if read:
             nll, reference_nll = compared.nll.mean(), compared.reference_nll.mean()
             scalars["perplexity"] = float(np.exp(nll))
@@ -175,7 +177,8 @@ class KVQuality:
             *self._question_records(prompts.questions, asked),
             *_window_records(prompts.windows, read),
         ]
-        return Measured(scalars=scalars, samples=samples, records=records)
+        per_request = {"kld": windows} if read else {}
+        return Measured(scalars=scalars, samples=samples, per_request=per_request, records=records)
 
     def _question_records(
         self, passages: Sequence[Passage], asked: Sequence[list[Scores]]

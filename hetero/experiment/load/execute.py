@@ -32,7 +32,6 @@ class LoadOutcome(msgspec.Struct, frozen=True, kw_only=True):
     server: str
     model: str | None
     is_length_fixed: bool  # whether an answer must have as many tokens as asked for
-    num_cancelled: int
     is_partial: bool
     aiperf: Json
 
@@ -82,7 +81,6 @@ def execute(
         server=endpoint.server,
         model=endpoint.model,
         is_length_fixed=endpoint.ignores_eos,
-        num_cancelled=ran.num_cancelled,
         is_partial=ran.is_partial,
         aiperf=aiperf_export(ran.records, metrics, concurrency, is_partial=ran.is_partial),
     )

@@ -10,7 +10,7 @@ import gc
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -41,7 +41,6 @@ class LoadRun:
 
     began_s: float
     records: list[RequestRecord]
-    num_cancelled: int  # of the load beside, when the main one was over
     is_partial: bool  # interrupted
     share: Share
 
@@ -67,7 +66,6 @@ async def run_load(target: Target, plan: LoadPlan, done: Done = lambda record: N
     began_s = time.perf_counter()
     overhead = Overhead()
     is_partial = False
-    num_cancelled = 0
 
     def keep(record: RequestRecord) -> None:
         records.append(record)
@@ -76,17 +74,13 @@ async def run_load(target: Target, plan: LoadPlan, done: Done = lambda record: N
     main = _Flow("main", target, plan.schedule, began_s, keep)
     with _no_collector():
         try:
-            async with _running_beside(target, beside_schedule, plan, began_s, keep) as beside:
-                try:
-                    await main.run(plan.concurrency, plan.duration_s)
-                finally:
-                    num_cancelled = beside.num_under_way if beside else 0
+            async with _running_beside(target, beside_schedule, plan, began_s, keep):
+                await main.run(plan.concurrency, plan.duration_s)
         except asyncio.CancelledError:
             is_partial = True
     return LoadRun(
         began_s=began_s,
         records=records,
-        num_cancelled=num_cancelled,
         is_partial=is_partial,
         share=overhead.end(records),
     )
@@ -95,17 +89,20 @@ async def run_load(target: Target, plan: LoadPlan, done: Done = lambda record: N
 @asynccontextmanager
 async def _running_beside(
     target: Target, schedule: Schedule | None, plan: LoadPlan, began_s: float, keep: Done
-) -> AsyncIterator["_Flow | None"]:
-    """From its first answer on: what is measured is a server under both loads, all the time."""
+) -> AsyncIterator[None]:
+    """From its first answer on: what is measured is a server under both loads, all the time.
+    Requests that are under way in the end are waited for: the slow ones count, too."""
     if schedule is None:
-        yield None
+        yield
         return
     flow = _Flow("beside", target, schedule, began_s, keep)
     task = asyncio.create_task(flow.run(plan.beside_concurrency, math.inf))
     task.add_done_callback(lambda _: flow.answered.set())
     try:
         await flow.answered.wait()
-        yield flow
+        yield
+        flow.over.set()
+        await task
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -124,7 +121,7 @@ class _Flow:
         self._keep = keep
         self._start_s = 0.0  # when this flow began; all times are since the load began
         self.answered = asyncio.Event()
-        self.num_under_way = 0
+        self.over = asyncio.Event()  # set: begin nothing more
 
     async def run(self, concurrency: int, duration_s: float | None) -> None:
         """duration_s: repeat the schedule for so long; None: once, as long as it takes."""
@@ -138,7 +135,8 @@ class _Flow:
             for index, session in sessions:
                 due_s = self._start_s + (session.at_s or 0.0)
                 body = self._body(session.turns[0])
-                await self._sleep_until(due_s)
+                if not await self._is_due(due_s):
+                    return
                 group.create_task(self._session(index, session, due_s, body))
 
     def _sessions(self, duration_s: float | None) -> Iterator[tuple[int, Session]]:
@@ -164,6 +162,8 @@ class _Flow:
     async def _place(self, sessions: Iterator[tuple[int, Session]]) -> None:
         due_s = self._start_s
         for index, session in sessions:
+            if self.over.is_set():
+                return
             due_s = await self._session(index, session, due_s, self._body(session.turns[0]))
 
     async def _session(self, index: int, session: Session, due_s: float, body: bytes) -> float:
@@ -172,14 +172,12 @@ class _Flow:
             if number:
                 body = self._body(turn)
                 due_s += turn.think_s
-                await self._sleep_until(due_s)
+                if not await self._is_due(due_s):
+                    break
             name = f"{self._name}-{index}-{number}"
-            self.num_under_way += 1
             sent_s = self._now()
             answer = await self._target.client.ask(body, name)
             record = self._record(index, number, turn, due_s, sent_s, answer)
-            # Not where it was cancelled: then there is nothing to say of it.
-            self.num_under_way -= 1
             self.answered.set()
             self._keep(record)
             due_s = record.ended_s if record.ended_s is not None else self._now()
@@ -208,12 +206,16 @@ class _Flow:
     def _now(self) -> float:
         return time.perf_counter() - self._began_s
 
-    async def _sleep_until(self, due_s: float) -> None:
+    async def _is_due(self, due_s: float) -> bool:
+        """Returns then. False: the flow was over before, at once."""
         left_s = due_s - self._now()
         if left_s > _TIMER_S:
-            await asyncio.sleep(left_s - _TIMER_S)
-        while self._now() < due_s:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s - _TIMER_S):
+                    await self.over.wait()
+        while self._now() < due_s and not self.over.is_set():
             await asyncio.sleep(0)
+        return not self.over.is_set()
 
 
 def told_by(

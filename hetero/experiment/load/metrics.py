@@ -33,8 +33,11 @@ _LLAMA_STAGES = {"prompt_ms": "prefill", "predicted_per_token_ms": "server_tpot"
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """per_request: of `itl`, how many samples each request gave, in the order of the samples."""
+
     scalars: dict[str, float]
     samples: dict[str, list[float]]
+    per_request: dict[str, list[int]]
     errors: dict[str, int]  # by kind
 
 
@@ -70,6 +73,7 @@ def measure(
             other = _measure(beside, (), None)
             found.scalars.update({f"beside.{name}": v for name, v in other.scalars.items()})
             found.samples.update({f"beside.{name}": v for name, v in other.samples.items()})
+            found.per_request.update({f"beside.{k}": v for k, v in other.per_request.items()})
     return found
 
 
@@ -110,7 +114,13 @@ def _measure(sent: list[RequestRecord], bounds: Sequence[Bound], window: Window 
         if bounds:
             scalars["slo_met"] = float(are_met(records, bounds))
     samples = {name: values for name, values in samples.items() if values}
-    return Metrics(scalars=scalars, samples=samples, errors=dict(errors))
+    gaps = [len(values_of(record, "itl")) for record in good]
+    return Metrics(
+        scalars=scalars,
+        samples=samples,
+        per_request={"itl": gaps} if "itl" in samples else {},
+        errors=dict(errors),
+    )
 
 
 def _rates(good: list[RequestRecord], bounds: Sequence[Bound], seconds: float) -> dict[str, float]:

@@ -11,7 +11,7 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What to send where. Keys come from the environment (HETERO_API_KEY, OPENAI_API_KEY).
 
     seed: of the prompts' tokens: another one where an earlier load must not be found in caches.
-    beside: runs under the whole of the main schedule, repeated, and is stopped with it.
+    beside: runs under the whole of the main schedule, repeated; what is under way then ends.
     duration_s: repeat the schedule, and begin nothing later than this.
     """
 

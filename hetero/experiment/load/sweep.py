@@ -15,6 +15,7 @@ from hetero.experiment.load.execute import LoadOutcome, execute
 from hetero.experiment.load.plan import LoadPlan
 from hetero.experiment.load.record import RequestRecord
 from hetero.experiment.load.statistic import statistic
+from hetero.experiment.load.steady import enough_requests
 from hetero.routing.route import Wish
 from hetero.workload.named import LoadSource, load_workload
 from hetero.workload.schedule import Schedule
@@ -26,8 +27,6 @@ Say = Callable[[str], None]
 _STATISTICS = ("p50", "p90", "p95", "p99", "mean", "max")
 # Prompts of two points of a sweep must not be alike: the second would find the first's in a cache.
 _SEEDS = 1000
-_LEAST_REQUESTS = 8
-_REQUESTS_EACH = 4  # of a closed loop, for each concurrent one
 _OPEN_REQUESTS = 32
 _PROGRESS_S = 2.0
 _AS_RECORDED = "as recorded"
@@ -196,7 +195,7 @@ def _schedule(
     requests = settings.requests
     if requests is None and isinstance(workload, Workload):
         if rate is None:
-            requests = max(_LEAST_REQUESTS, _REQUESTS_EACH * (concurrency or 1))
+            requests = enough_requests(concurrency or 1)
         else:
             requests = math.ceil(rate * (settings.duration_s or 0.0)) or _OPEN_REQUESTS
     return workload.draw(

@@ -25,7 +25,8 @@ class ArmRun(msgspec.Struct, frozen=True, kw_only=True):
     """scalars: metrics of the run as a whole, by name (`throughput`, `goodput`, `load_cores` ...).
     samples: metrics of which every request (prompt, transfer) gives one or more, by name (`ttft`,
     `tpot`, `itl`, `exposed` ...); percentiles are computed from these. Seconds, bytes, and their
-    quotients.
+    quotients. per_request: of a metric of which a request gives several, how many each gave, in
+    the order of the samples.
     """
 
     arm: Arm
@@ -35,6 +36,7 @@ class ArmRun(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     scalars: dict[str, float]
     samples: dict[str, list[float]]
+    per_request: dict[str, list[int]] = {}
     pilot: Pilot | None
     steal_share: float | None = None  # of the machine's time meanwhile, given to other guests
     others_cores: float | None = None  # taken by other processes, and by the kernel for anybody

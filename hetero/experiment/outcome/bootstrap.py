@@ -6,7 +6,8 @@ Two things make a figure uncertain, and each is resampled for itself (a bootstra
   by sqrt(n / (n - 1)), since deviations from their own mean are too small, and by Student's t over
   the normal's 1.96, since their scatter is itself hardly known.
 - a repetition has but so many requests. They are resampled within each repetition, with no
-  widening, since they are many.
+  widening, since they are many; whole requests, where one gives several samples: the gaps between
+  an answer's tokens have met the same neighbours.
 
 The interval reaches as far as the wider of the two, either way. They are not added: how repetitions
 differ contains what their requests' number makes of it. The second is there for repetitions that
@@ -23,18 +24,18 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from hetero.experiment.outcome.student import NORMAL_95, student_95
-from hetero.experiment.outcome.values import Floats, Observation
+from hetero.experiment.outcome.values import Floats, Indices, Observation
 from hetero.experiment.recipe.metrics import NamedMetric
-
-Indices = npt.NDArray[np.int64]
 
 RESAMPLES = 2000
 
 # Means of more samples are drawn as the normal distribution that they have.
 _MAX_EXACT = 1000
+
+# Resamples of whole requests at a time, each with a weight for every sample: to save memory.
+_BLOCK = 100
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,36 @@ def _reach(estimate: float, draws: Floats) -> tuple[float, float]:
 def _resampled(seen: Observation, named: NamedMetric, generator: np.random.Generator) -> Floats:
     if seen.samples is None:
         return np.full(RESAMPLES, seen.value)
-    if named.share is not None:
-        return _quantiles(seen.samples, named.share, generator)
-    if named.statistic == "max":
-        return _quantiles(seen.samples, 1.0, generator)
-    return _means(seen.samples, generator)
+    share = 1.0 if named.statistic == "max" else named.share
+    if seen.requests is not None:
+        return _by_request(seen, share, generator)
+    if share is None:
+        return _means(seen.samples, generator)
+    return _quantiles(seen.samples, share, generator)
+
+
+def _by_request(seen: Observation, share: float | None, generator: np.random.Generator) -> Floats:
+    """Whole requests drawn, and of their samples a percentile; the mean, where `share` is None."""
+    ordered, requests = seen.samples, seen.requests
+    assert ordered is not None
+    assert requests is not None
+    even = np.full(seen.num_requests, 1 / seen.num_requests)
+    found = []
+    for _ in range(RESAMPLES // _BLOCK):
+        weights = generator.multinomial(seen.num_requests, even, _BLOCK)[:, requests]
+        reached = weights.cumsum(axis=1)
+        size = np.maximum(reached[:, -1], 1)  # 0 where only requests without samples were drawn
+        if share is None:
+            found.append(weights @ ordered / size)
+            continue
+        place = share * (size - 1)
+        below = np.floor(place)
+        lower, upper = (
+            ordered[np.minimum((reached <= rank[:, None]).sum(axis=1), ordered.size - 1)]
+            for rank in (below, below + 1)
+        )
+        found.append(lower + (place - below) * (upper - lower))
+    return np.concatenate(found)
 
 
 def _quantiles(ordered: Floats, share: float, generator: np.random.Generator) -> Floats:

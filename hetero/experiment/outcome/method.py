@@ -37,7 +37,8 @@ def method_lines(result: Result) -> Iterator[str]:
     yield _intervals(recipe.repetitions)
     yield (
         f"*Inconclusive*: an interval wider, from end to end, than {MAX_WIDTH:.0%} of its value; "
-        "or, of what is best, no place where one is better than all others."
+        "or, of what is best, no place where one is better than all others. Comparisons are judged "
+        "one by one: of twenty between equals, about one finds a better one by chance."
     )
     yield from _drift(result)
     yield from _overhead(result.arms)
@@ -86,10 +87,9 @@ def _intervals(repetitions: int) -> str:
     return (
         f"In parentheses: 95% intervals by bootstrap, {RESAMPLES} resamples. Repetitions are "
         "resampled, and the result widened for their small number (sqrt(n / (n - 1)), and "
-        "Student's t over 1.96); requests (of gaps, the gaps) within each repetition are resampled "
-        "as well; the wider "
-        "of the two counts. Several repetitions are one number by their geometric mean, where all "
-        "are positive. Ratios are taken repetition by repetition."
+        "Student's t over 1.96); requests within each repetition are resampled as well, each with "
+        "all that it gave; the wider of the two counts. Several repetitions are one number by "
+        "their geometric mean, where all are positive. Ratios are taken repetition by repetition."
     )
 
 

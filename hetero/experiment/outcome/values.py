@@ -16,6 +16,7 @@ from hetero.experiment.recipe.figures import Arm
 from hetero.experiment.recipe.metrics import NamedMetric
 
 Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
 
 def arm_key(arm: Arm) -> str:
@@ -37,10 +38,13 @@ def counted(runs: Sequence[ArmRun]) -> list[ArmRun]:
 
 @dataclass(frozen=True)
 class Observation:
-    """One repetition. samples: sorted; None of a scalar."""
+    """One repetition. samples: sorted; None of a scalar. requests: of each sample, the number of
+    the request that gave it, where requests give several; num_requests: of how many."""
 
     value: float
     samples: Floats | None
+    requests: Indices | None = None
+    num_requests: int = 0
 
 
 def observe(run: ArmRun, named: NamedMetric) -> Observation | None:
@@ -51,8 +55,16 @@ def observe(run: ArmRun, named: NamedMetric) -> Observation | None:
             return None
         return Observation(value, None)
     samples = np.asarray(run.samples.get(named.key, ()), dtype=np.float64)
-    samples = np.sort(samples[np.isfinite(samples)])
-    return Observation(_statistic(samples, named), samples) if samples.size else None
+    order = np.argsort(samples, kind="stable")
+    order = order[np.isfinite(samples[order])]
+    if not order.size:
+        return None
+    ordered = samples[order]
+    counts = run.per_request.get(named.key)
+    if counts is None:
+        return Observation(_statistic(ordered, named), ordered)
+    requests = np.repeat(np.arange(len(counts)), counts)[order]
+    return Observation(_statistic(ordered, named), ordered, requests, len(counts))
 
 
 def _statistic(samples: Floats, named: NamedMetric) -> float:

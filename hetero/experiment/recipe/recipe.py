@@ -140,11 +140,13 @@ class Peer(_Part, frozen=True, kw_only=True):
     server: llama-server
     host: where; null: the only host of the lab, or this machine
     binary: its path; null: the environment variable HETERO_LLAMA_SERVER has it
+    options: more of its command line, as [--kv-unified]; they come last, and win
     """
 
     server: Literal["llama-server"]
     host: HostName | None = None
     binary: NotEmpty | None = None
+    options: list[NotEmpty] = []
 
 
 class Settings(_Part, frozen=True, kw_only=True):
@@ -166,7 +168,7 @@ class Settings(_Part, frozen=True, kw_only=True):
     concurrency: closed loop: sessions at once
     rate: open loop: sessions per second; with neither, the load's own rate (a trace's recorded
         times, a workload's `rate`), else one at a time
-    requests: in all; null: four for each concurrent one, eight at least, but all of a trace in
+    requests: in all; null: six for each concurrent one, eight at least, but all of a trace in
         an open loop
     prompt_tokens: instead of the workload's
     output_tokens: instead of the workload's

@@ -106,6 +106,7 @@ def _measure(
         seconds=time.monotonic() - clock,
         scalars=rounded(measured.scalars),
         samples=rounded(measured.samples),
+        per_request=measured.per_request,
         pilot=pilot if before else None,
         steal_share=steal,
         others_cores=others_cores,

@@ -16,6 +16,7 @@ from hetero.experiment.deploy.site import Site
 from hetero.experiment.load.metrics import PromptLengths, measure
 from hetero.experiment.load.plan import LoadPlan
 from hetero.experiment.load.record import RequestRecord
+from hetero.experiment.load.steady import enough_requests
 from hetero.experiment.outcome.measured import Measured
 from hetero.experiment.recipe.arms import deployment_of, settings_of
 from hetero.experiment.recipe.figures import Arm
@@ -37,9 +38,6 @@ _WARM_UP_REQUESTS = 2
 
 # Prompts that a fresh deployment reads, so that the wire's rate can follow from how fast it does.
 _CALIBRATION_REQUESTS = 6
-
-# In all, where the recipe does not say; else four for each concurrent one.
-_LEAST_REQUESTS = 8
 
 # A tokenizer splits a letter over two tokens now and then.
 _MOST_TOKENS_A_PIECE = 1.02
@@ -84,6 +82,7 @@ class ServingBench:
             loaded = self._run(deployment, self._plan(deployment, settings, schedule, seed))
         told = loaded.summary
         places = None if schedule.is_open else settings.concurrency or 1
+        found = measure(loaded.records, concurrency=places)
         taken = log.cores(told.began_s, told.began_s + told.share.seconds)
         lengths = told.prompt_lengths
         used |= {"prompts": told.prompt_kind, "prompt_lengths": msgspec.to_builtins(lengths)}
@@ -96,7 +95,8 @@ class ServingBench:
             )
         return Measured(
             scalars=told.scalars | {f"{name}_cores": cores for name, cores in taken.items()},
-            samples=measure(loaded.records, concurrency=places).samples,
+            samples=found.samples,
+            per_request=found.per_request,
             records=loaded.records,
             settings=used,
             marks=[*marks, *_odd_lengths(lengths), *_odd_pieces(loaded.records)],
@@ -165,7 +165,7 @@ class ServingBench:
             rate = self._load.rate
         requests = num_requests or settings.requests
         if requests is None and not (isinstance(self._load, Trace) and rate is not None):
-            requests = max(_LEAST_REQUESTS, 4 * (settings.concurrency or 1))
+            requests = enough_requests(settings.concurrency or 1)
         return self._load.draw(
             seed,
             num_requests=requests,
