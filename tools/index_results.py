@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hetero.experiment.outcome.agreement import Compared, compare
 from hetero.experiment.outcome.result import FILE_NAME, Result, is_result, read_result
+from hetero.experiment.recipe.recipe import Quality
 
 RESULTS = Path(__file__).parent.parent / "results"
 INDEX = RESULTS / "README.md"
@@ -70,6 +71,8 @@ def section(runs: list[tuple[Path, Result]]) -> Iterator[str]:
         yield f"| | {links[0]} | {links[1]} | agree |\n|---|---|---|---|"
         for row in compare(runs[0][1], result):
             yield f"| {row.says} | {row.a} | {row.b} | {verdict(row)} |"
+    if isinstance(result.recipe, Quality) and len(runs) == 2:
+        yield "\nNothing here is timed: that two runs agree, to the last digit, says nothing more."
     held = sum(check.held for _, run in runs for check in run.checks)
     count = sum(len(run.checks) for _, run in runs)
     yield f"\nOn {result.machine}; {held} of {count} checks held.\n"

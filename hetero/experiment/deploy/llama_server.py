@@ -73,6 +73,7 @@ def server_argv(
         "--cache-type-k": kv_k,
         "--cache-type-v": kv_v,
         "--flash-attn": "on",
+        "--load-mode": "none",
         "--fit": "off",  # it would choose what is not said by the memory that is free
         "--slot-prompt-similarity": "0",
         "--cache-ram": "0",
@@ -80,8 +81,7 @@ def server_argv(
         # A line a request is printed by default, which is work on the engine's core.
         "--log-verbosity": "2",
     }
-    flags = ["--no-kv-unified", "--cont-batching", "--no-cache-prompt", "--no-mmap", "--no-webui"]
-    flags.append("--offline")
+    flags = ["--no-kv-unified", "--cont-batching", "--no-cache-prompt", "--no-webui", "--offline"]
     return [str(binary), *(str(word) for pair in options.items() for word in pair), *flags]
 
 
