@@ -230,6 +230,13 @@ def test_a_wire_ratio_needs_prefill_hosts():
     assert line.startswith(f"arm single, wire_ratio 0.5: {WIRE_RATIO}")
 
 
+def test_a_model_of_ones_own_needs_texts_to_read():
+    model = {"file": "a.gguf", "hash": "0" * 64}
+    assert refusals(fields("kv-quality") | {"model": model}) == [
+        "texts: need UTF-8 files for a model other than the demo, have none"
+    ]
+
+
 def test_random_weights_have_no_quality():
     model = {"shape": "llama-3.2-1b"}
     assert refusals(fields("kv-quality") | {"model": model}) == [

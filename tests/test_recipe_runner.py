@@ -9,6 +9,7 @@ import pytest
 
 from hetero.errors import EngineError, HeteroError
 from hetero.experiment.outcome.measured import Measured
+from hetero.experiment.outcome.steadiness import unsteadiness, usual_pilot
 from hetero.experiment.outcome.values import counted
 from hetero.experiment.recipe_run import runner
 from hetero.experiment.recipe_run.pilots import Pilots
@@ -90,7 +91,7 @@ def test_every_arm_is_measured_once_in_the_given_order(tmp_path, folder_at):
     assert "the last" in said[-1]
 
 
-def test_an_arm_in_which_the_machine_drifted_is_measured_again_and_the_steadier_run_counts(
+def test_an_arm_in_which_the_machine_slowed_down_is_measured_again_and_the_steadier_run_counts(
     tmp_path, folder_at
 ):
     folder = folder_at(tmp_path)
@@ -99,8 +100,25 @@ def test_an_arm_in_which_the_machine_drifted_is_measured_again_and_the_steadier_
     assert [run.attempt for run in folder.runs] == [0, 1]
     (counting,) = counted(folder.runs)
     assert counting.attempt == 1
-    assert counting.marks == []
-    assert folder.runs[0].marks == ["the machine drifted by 6% meanwhile"]
+
+
+def test_an_arm_measured_wholly_while_the_machine_was_slow_is_measured_again(tmp_path, folder_at):
+    """That shows only later, when it is fast."""
+    folder, bench, said = folder_at(tmp_path), CountingBench(), []
+    pilots = Drifting(1.3, 1.3, 1.0, 1.0, 1.0, 1.0)
+    run_arms([(A, 0), (B, 0)], bench, pilots, folder, said.append)
+    assert bench.seen == [("single", 0), ("split", 0), ("single", 0)]
+    assert [line[:5] for line in said] == ["[1/2]", "[1/2]", "[2/2]"]
+    assert [run.attempt for run in counted(folder.runs)] == [0, 1]
+
+
+def test_a_machine_that_slows_down_for_good_has_another_usual_speed(tmp_path, folder_at):
+    folder, bench = folder_at(tmp_path), CountingBench()
+    order = [(arm, repetition) for repetition in range(4) for arm in (A, B)]
+    pilots = Drifting(1.0, 1.0, *[1.3] * 40)
+    run_arms(order, bench, pilots, folder, lambda line: None)
+    assert usual_pilot(folder.runs) == {"cpu0": 1.3}
+    assert bench.seen[-4:] == [("single", 2), ("split", 2), ("single", 3), ("split", 3)]
 
 
 def test_an_arm_is_measured_again_after_the_others_of_its_repetition(tmp_path, folder_at):
@@ -120,7 +138,8 @@ def test_a_machine_that_always_drifts_is_tried_three_times_and_the_result_says_s
     folder = folder_at(tmp_path)
     run_arms([(A, 0)], CountingBench(), Drifting(*[1.0, 1.2] * 9), folder, lambda line: None)
     assert len(folder.runs) == MOST_ATTEMPTS
-    assert counted(folder.runs)[0].marks == ["the machine drifted by 20% meanwhile"]
+    (counting,) = counted(folder.runs)
+    assert unsteadiness(counting, usual_pilot(folder.runs)) == pytest.approx(0.2)
 
 
 def test_what_no_clock_decides_is_measured_once_beside_other_guests(

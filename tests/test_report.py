@@ -10,6 +10,7 @@ import pytest
 from fake_runs import result_of, run, runs_of, serving
 
 from hetero.errors import ConfigError, HeteroError
+from hetero.experiment.outcome.arm_run import Pilot
 from hetero.experiment.outcome.finish import evaluated, finish
 from hetero.experiment.outcome.result import FORMAT, read_result, write_result
 from hetero.experiment.recipe.load import load_recipe, recipe_hash
@@ -68,7 +69,7 @@ def test_what_is_evaluated_again_gives_the_same_figures(folder):
     assert evaluated(result) == result
 
 
-def test_attempts_that_drifted_are_kept_apart(tmp_path):
+def test_attempts_that_were_disturbed_are_kept_apart(tmp_path):
     result = simple()
     first = result.arms[0]
     steadier = msgspec.structs.replace(first.pilot, after_s=first.pilot.before_s)
@@ -80,7 +81,16 @@ def test_attempts_that_drifted_are_kept_apart(tmp_path):
     assert again in done.arms
     assert evaluated(done) == done
     text = report(tmp_path, done)
-    assert "a steadier one replaced, 1: single, repetition 0 (by 2.0%)" in text
+    assert "a steadier one replaced, 1: single, repetition 1 (2.0% off)" in text
+
+
+def test_the_report_says_how_many_runs_the_machine_disturbed(tmp_path):
+    result = simple()
+    slow = Pilot(before_s={"0": 1.3}, after_s={"0": 1.3})
+    arms = [msgspec.structs.replace(result.arms[0], pilot=slow), *result.arms[1:]]
+    text = report(tmp_path, evaluated(msgspec.structs.replace(result, arms=arms)))
+    count = len(arms)
+    assert f"of {count} runs that count, 1 were more than 5% off it, 30.0% at most" in text
 
 
 def test_the_answer_comes_first(tmp_path):
@@ -122,7 +132,9 @@ def test_plots_are_in_the_report_and_beside_it(folder):
 
 
 def test_the_report_says_how_to_run_it_again(folder):
-    assert f"hetero run {folder / 'result.json'}\n" in (folder / "report.md").read_text()
+    """Its hosts are a lab's."""
+    again = f"sudo $(which hetero) run {folder / 'result.json'}\n"
+    assert again in (folder / "report.md").read_text()
 
 
 def test_the_method_names_machine_model_code_and_overhead(tmp_path):
@@ -138,7 +150,7 @@ def test_the_method_names_machine_model_code_and_overhead(tmp_path):
         "commit 0123456789abcdef; hetero 0.1",
         result.recipe_hash[:16],
         "The load generator took 0.030 of a core on average",
-        "it changed by 2.0% at most",
+        "0 were more than 5% off it, 2.0% at most",
         "95% intervals by bootstrap, 2000 resamples",
     ):
         assert said in text

@@ -13,14 +13,17 @@ from hetero.experiment.recipe.recipe import Quality
 
 RESULTS = Path(__file__).parent.parent / "results"
 INDEX = RESULTS / "README.md"
+RECIPES = RESULTS.parent / "recipes"
 
 HEAD = """# Results
 
 What each [recipe](../recipes/) gave in its last two runs, from one command each:
-`hetero run RECIPE`. Figures are with 95% intervals; two agree if the interval of their difference
-contains 0. Each folder holds the report with plots, every request, and all it takes to run it
-again: `hetero run results/RECIPE/FOLDER/result.json`. [How we measure](../docs/methodology.md),
-[what was tried](LOG.md). Written by `tools/index_results.py`.
+`hetero run RECIPE`. Figures are with 95% intervals: "below 1 throughout" says that the
+whole interval is, *inconclusive* that it is wider than 10% of its figure, so that the direction may
+be sure and the size is not. Two runs agree if the interval of their difference contains 0. Each
+folder holds the report with plots, every request, and all it takes to run it again:
+`hetero run results/RECIPE/FOLDER/result.json`. [How we measure](../docs/methodology.md), [what was
+tried](LOG.md). Written by `tools/index_results.py`.
 """
 
 
@@ -40,7 +43,9 @@ def main() -> None:
 
 
 def index_text() -> str:
-    return "\n".join([HEAD, *(line for recipe in recipes() for line in section(recipe)), FOOT])
+    measured = list(recipes())
+    lines = [line for recipe in measured for line in section(recipe)]
+    return "\n".join([HEAD, *lines, *not_run({runs[-1][1].recipe.name for runs in measured}), FOOT])
 
 
 def recipes() -> Iterator[list[tuple[Path, Result]]]:
@@ -72,10 +77,22 @@ def section(runs: list[tuple[Path, Result]]) -> Iterator[str]:
         for row in compare(runs[0][1], result):
             yield f"| {row.says} | {row.a} | {row.b} | {verdict(row)} |"
     if isinstance(result.recipe, Quality) and len(runs) == 2:
-        yield "\nNothing here is timed: that two runs agree, to the last digit, says nothing more."
+        yield (
+            "\nNothing here is timed, and both runs had the same seeds: equal digits show that a "
+            "run can be repeated, not that another model would agree."
+        )
     held = sum(check.held for _, run in runs for check in run.checks)
     count = sum(len(run.checks) for _, run in runs)
-    yield f"\nOn {result.machine}; {held} of {count} checks held.\n"
+    of = "runs" if len(runs) == 2 else "run"
+    yield f"\nOn {result.machine}; {held} of {count} checks held ({len(runs)} {of}). Caveats:\n"
+    yield from (f"- {caveat}" for caveat in result.recipe.caveats)
+    yield ""
+
+
+def not_run(measured: set[str]) -> Iterator[str]:
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in measured)
+    if names:
+        yield f"No run of {', '.join(names)} is committed yet.\n"
 
 
 def link(folder: Path) -> str:

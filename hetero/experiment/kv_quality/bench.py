@@ -56,8 +56,6 @@ class KVQuality:
 
         Raises: ConfigError or ModelError naming the file that can't be used.
         """
-        if not recipe.texts and not recipe.model.demo:
-            raise ConfigError("texts: need UTF-8 files for a model other than the demo, have none")
         self._seed = recipe.seed
         self._is_demo = recipe.model.demo
         self._spec = gguf_to_spec(GGUFFile.open(path))

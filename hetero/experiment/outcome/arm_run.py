@@ -14,12 +14,6 @@ class Pilot(msgspec.Struct, frozen=True, kw_only=True):
     before_s: dict[str, float]
     after_s: dict[str, float]
 
-    @property
-    def drift(self) -> float:
-        """Of the core that changed most: the slower over the faster time, less 1."""
-        pairs = [(self.before_s[core], self.after_s[core]) for core in self.before_s]
-        return max((max(pair) / min(pair) - 1 for pair in pairs), default=0.0)
-
 
 class ArmRun(msgspec.Struct, frozen=True, kw_only=True):
     """scalars: metrics of the run as a whole, by name (`throughput`, `goodput`, `load_cores` ...).
@@ -40,18 +34,12 @@ class ArmRun(msgspec.Struct, frozen=True, kw_only=True):
     pilot: Pilot | None
     steal_share: float | None = None  # of the machine's time meanwhile, given to other guests
     others_cores: float | None = None  # taken by other processes, and by the kernel for anybody
-    marks: list[str]  # what a reader must know of it: "emulated: rtx-3090", "drifted by 8%"
+    marks: list[str]  # what a reader must know of it, as "emulated: rtx-3090 (host desktop)"
     settings: dict[
         str, Any
     ]  # all of them, as they were; a rate in bits per second, where it was set
     aiperf: dict[str, Any]  # the same metrics in the shape that AIPerf exports
     num_records: int  # lines of requests.jsonl that are its
-
-    @property
-    def unsteadiness(self) -> float:
-        """How far the machine was from being one and the same during the arm; 0 is steady."""
-        drift = 0.0 if self.pilot is None else self.pilot.drift
-        return max(drift, self.steal_share or 0.0)
 
 
 def emulated(runs: Iterable[ArmRun]) -> list[str]:

@@ -8,6 +8,12 @@ from hetero.experiment.outcome.arm_run import ArmRun
 from hetero.experiment.outcome.bootstrap import RESAMPLES
 from hetero.experiment.outcome.figure_result import MAX_WIDTH
 from hetero.experiment.outcome.result import Result
+from hetero.experiment.outcome.steadiness import (
+    MOST_UNSTEADY,
+    slowdown,
+    unsteadiness,
+    usual_pilot,
+)
 from hetero.experiment.outcome.units import number_text, quantity_text
 from hetero.experiment.recipe.arms import arm_text
 from hetero.experiment.recipe.recipe import Serving
@@ -40,7 +46,7 @@ def method_lines(result: Result) -> Iterator[str]:
         "or, of what is best, no place where one is better than all others. Comparisons are judged "
         "one by one: of twenty between equals, about one finds a better one by chance."
     )
-    yield from _drift(result)
+    yield from _steadiness(result)
     yield from _overhead(result.arms)
     yield from _two_clocks(result.arms)
     yield from _marks(result.arms)
@@ -93,12 +99,15 @@ def _intervals(repetitions: int) -> str:
     )
 
 
-def _drift(result: Result) -> Iterator[str]:
-    pilots = [run.pilot.drift for run in result.arms if run.pilot is not None]
-    if pilots:
+def _steadiness(result: Result) -> Iterator[str]:
+    usual_s = usual_pilot([*result.arms, *result.dropped])
+    if usual_s:
+        slowdowns = [slowdown(run, usual_s) for run in result.arms]
+        disturbed = sum(each > MOST_UNSTEADY for each in slowdowns)
         yield (
-            "A fixed piece of work before and after each arm shows whether the machine kept its "
-            f"speed; it changed by {max(pilots):.1%} at most in what counts."
+            "A fixed piece of work before and after each arm shows whether the machine had its "
+            f"usual speed: of {len(slowdowns)} runs that count, {disturbed} were more than "
+            f"{MOST_UNSTEADY:.0%} off it, {max(slowdowns):.1%} at most."
         )
     steals = [run.steal_share for run in result.arms if run.steal_share is not None]
     if steals:
@@ -107,8 +116,8 @@ def _drift(result: Result) -> Iterator[str]:
         yield from _some(
             f"Attempts that a steadier one replaced, {len(result.dropped)}",
             [
-                f"{arm_text(run.arm)}, repetition {run.repetition}"
-                + (f" (by {run.pilot.drift:.1%})" if run.pilot is not None else "")
+                f"{arm_text(run.arm)}, repetition {run.repetition + 1} "
+                f"({unsteadiness(run, usual_s):.1%} off)"
                 for run in result.dropped
             ],
         )

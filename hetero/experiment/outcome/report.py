@@ -9,6 +9,7 @@ from hetero.experiment.outcome.figure_result import FigureResult
 from hetero.experiment.outcome.measurements import Measurements
 from hetero.experiment.outcome.method import method_lines
 from hetero.experiment.outcome.result import FILE_NAME, Result
+from hetero.experiment.recipe.recipe import Recipe, Serving, Wire
 
 if TYPE_CHECKING:
     from hetero.experiment.outcome.plots import Drawn
@@ -32,11 +33,18 @@ def report_text(
         *_section("Method", "\n".join(f"- {line}" for line in method_lines(result))),
         *_section("Caveats", "\n".join(f"- {line}" for line in result.recipe.caveats)),
         "## Again",
-        f"```\nhetero run {folder / FILE_NAME}\n```",
+        f"```\n{_command(result.recipe)} run {folder / FILE_NAME}\n```",
         "`result.json` holds the recipe and all that was measured; `requests.jsonl`, where there "
         "is one, a line for each request.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _command(recipe: Recipe) -> str:
+    has_lab = isinstance(recipe, Wire) or (
+        isinstance(recipe, Serving) and recipe.cluster.lab is not None
+    )
+    return "sudo $(which hetero)" if has_lab else "hetero"
 
 
 def answer_lines(result: Result) -> Iterator[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetero.experiment.outcome.arm_run import ArmRun
+from hetero.experiment.outcome.steadiness import unsteadiness, usual_pilot
 from hetero.experiment.recipe.figures import Arm
 from hetero.experiment.recipe.metrics import NamedMetric
 
@@ -27,10 +28,11 @@ def arm_key(arm: Arm) -> str:
 def counted(runs: Sequence[ArmRun]) -> list[ArmRun]:
     """Of each repetition of each arm the attempt during which the machine was steadiest, in the
     order they were measured. Which one that is does not depend on what it found."""
+    usual_s = usual_pilot(runs)
     best: dict[tuple[str, int], ArmRun] = {}
     for run in runs:
         key = (arm_key(run.arm), run.repetition)
-        if key not in best or run.unsteadiness < best[key].unsteadiness:
+        if key not in best or unsteadiness(run, usual_s) < unsteadiness(best[key], usual_s):
             best[key] = run
     kept = {id(run) for run in best.values()}
     return [run for run in runs if id(run) in kept]

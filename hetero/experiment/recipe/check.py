@@ -51,6 +51,8 @@ def _parts(recipe: Recipe) -> Iterator[str]:
         yield from _model(recipe.model)
     if isinstance(recipe, Quality) and recipe.model.shape is not None:
         yield "model.shape: need a model that has learned something: demo or file"
+    if isinstance(recipe, Quality) and recipe.model.file is not None and not recipe.texts:
+        yield "texts: need UTF-8 files for a model other than the demo, have none"
     if isinstance(recipe, Serving):
         yield from _cluster(recipe.cluster)
         for name, candidate in recipe.candidates.items():

@@ -301,8 +301,8 @@ class Quality(_Recipe, frozen=True, kw_only=True, tag="kv-quality"):
 
     model: what answers
     settings: of all arms, where `vary` does not say otherwise
-    texts: UTF-8 files to compute KL divergence on; without one, the demo model's recall task serves
-        both
+    texts: UTF-8 files to compute KL divergence on, in which codes are hidden to be recalled; the
+        demo model alone needs none: its own recall task serves both
     """
 
     model: Model

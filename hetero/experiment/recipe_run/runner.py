@@ -8,6 +8,7 @@ from typing import Protocol
 
 from hetero.experiment.outcome.arm_run import ArmRun, Pilot
 from hetero.experiment.outcome.measured import Measured
+from hetero.experiment.outcome.steadiness import MOST_UNSTEADY, unsteadiness, usual_pilot
 from hetero.experiment.outcome.values import arm_key
 from hetero.experiment.recipe.arms import arm_text
 from hetero.experiment.recipe.figures import Arm
@@ -16,9 +17,6 @@ from hetero.profile.node.noise import CPUWatch
 
 Say = Callable[[str], None]
 
-# Of the pilot, from before an arm to after it, and of what other guests of a virtual machine took
-# meanwhile: more, and the arm is measured again.
-MOST_UNSTEADY = 0.05
 MOST_ATTEMPTS = 3
 
 # As for profiles. The kernel's work for packets counts here, too, so it is only said.
@@ -52,10 +50,10 @@ def run_arms(
 ) -> None:
     """Measures what the folder does not hold yet.
 
-    An arm during which the machine changed is measured again when the others of its repetition are
-    done, since what disturbs a machine often lasts for minutes; up to three times in all. The
-    steadiest attempt counts, with a mark if it was not steady either. marks: of all arms. Raises:
-    what the bench raises; all arms before are kept.
+    An arm during which the machine was not its usual self is measured again when the others of its
+    repetition are done, since what disturbs a machine often lasts for minutes; up to three times
+    in all. The steadiest attempt counts. marks: of all arms. Raises: what the bench raises; all
+    arms before are kept.
     """
     done = _Progress(order, folder.runs)
     if done.num_done:
@@ -69,10 +67,6 @@ def run_arms(
             folder.append(run, records)
             done.add(run)
             say(done.line(run))
-
-
-def is_unsteady(run: ArmRun) -> bool:
-    return run.unsteadiness > MOST_UNSTEADY
 
 
 def _measure(
@@ -92,8 +86,6 @@ def _measure(
     steal, others_cores = _taken(watch, seconds) if bench.is_timed else (None, None)
     pilot = Pilot(before_s=before, after_s=pilots.run())
     said = [*marks, *measured.marks]
-    if pilot.drift > MOST_UNSTEADY:
-        said.append(f"the machine drifted by {pilot.drift:.0%} meanwhile")
     if steal is not None and steal > MOST_UNSTEADY:
         said.append(f"other guests took {steal:.0%} of the machine meanwhile")
     if others_cores is not None and others_cores > _MANY_OTHERS_CORES:
@@ -135,26 +127,33 @@ class _Progress:
         self._order = order
         self._runs: dict[tuple[str, int], list[ArmRun]] = {}
         for run in runs:
-            self.add(run)
+            self._keep(run)
+        self._usual_s = usual_pilot(runs)
 
     @property
     def num_done(self) -> int:
         return sum(self.has(arm, repetition) for arm, repetition in self._order)
 
     def add(self, run: ArmRun) -> None:
+        self._keep(run)
+        self._usual_s = usual_pilot(run for runs in self._runs.values() for run in runs)
+
+    def _keep(self, run: ArmRun) -> None:
         self._runs.setdefault((arm_key(run.arm), run.repetition), []).append(run)
 
     def attempts(self, arm: Arm, repetition: int) -> int:
         return len(self._runs.get((arm_key(arm), repetition), ()))
 
     def has(self, arm: Arm, repetition: int) -> bool:
+        """Once measured, that may change: when the machine shows that it can be faster."""
         runs = self._runs.get((arm_key(arm), repetition), [])
-        return bool(runs) and (not is_unsteady(runs[-1]) or len(runs) >= MOST_ATTEMPTS)
+        return len(runs) >= MOST_ATTEMPTS or any(
+            unsteadiness(run, self._usual_s) <= MOST_UNSTEADY for run in runs
+        )
 
     def line(self, run: ArmRun) -> str:
-        again = ""
-        if is_unsteady(run) and not self.has(run.arm, run.repetition):
-            again = ", the machine was not steady: later again"
+        is_done = self.has(run.arm, run.repetition)
+        again = "" if is_done else ", the machine was not steady: later again"
         left = f"about {_duration(self._left_s())} left" if self.num_left else "the last"
         return (
             f"[{self.num_done}/{len(self._order)}] {arm_text(run.arm)}, repetition "
