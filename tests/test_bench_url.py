@@ -30,7 +30,7 @@ def test_a_sweep_prints_a_line_each_and_the_best_that_meets_the_slo(capsys, tmp_
     assert status == 0, err
     assert "prompts as token ids" in out
     rows = [line.split() for line in out.splitlines() if line.split()[:1] in (["1"], ["2"], ["8"])]
-    assert [row[:2] for row in rows] == [["1", "8"], ["2", "8"], ["8", "32"]]
+    assert [row[:2] for row in rows] == [["1", "8"], ["2", "12"], ["8", "48"]]
     # Eight at once wait for two places: 4 x 35 ms.
     assert "ttft_p95:60ms: met; best goodput at concurrency" in out
     report = json.loads((tmp_path / "report.json").read_text())
@@ -39,7 +39,7 @@ def test_a_sweep_prints_a_line_each_and_the_best_that_meets_the_slo(capsys, tmp_
     assert report["best"]["concurrency"] in (1, 2)
     assert report["points"][0]["cost"]["per_output_token"] > 0
     lines = (tmp_path / "requests.jsonl").read_text().splitlines()
-    assert [json.loads(line)["concurrency"] for line in lines] == [1] * 8 + [2] * 8 + [8] * 32
+    assert [json.loads(line)["concurrency"] for line in lines] == [1] * 8 + [2] * 12 + [8] * 48
 
 
 def test_json_is_last_on_stdout_and_has_the_statistics(capsys):
