@@ -11,7 +11,6 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 import msgspec
 import numpy as np
@@ -410,5 +409,6 @@ def test_triad_agrees_with_one_in_c(tmp_path):
             )
             in_c.append(float(run.stdout))
             ours.append(workers.rate("triad", 0.5))
-    # The claim is 10%; that is for a quiet machine.
-    assert 0.75 <= median(ours) / median(in_c) <= 1.33, f"ours {ours}, in C {in_c}"
+    # The claim is 10%; that is for a quiet machine. Neighbours only slow a turn down, for minutes
+    # at times, so the fastest are compared.
+    assert 0.75 <= max(ours) / max(in_c) <= 1.33, f"ours {ours}, in C {in_c}"
