@@ -36,9 +36,10 @@ def method_lines(result: Result) -> Iterator[str]:
         yield f"Goodput counts the requests that met `{recipe.slo}`."
     if result.calibration:
         yield _calibration(result.calibration)
+    plural = "s" if recipe.repetitions > 1 else ""
     yield (
-        f"{recipe.repetitions} repetitions of each arm, the arms in turns, so that what lasts "
-        "longer than a turn falls on all of them alike."
+        f"{recipe.repetitions} repetition{plural} of each arm, the arms in turns, so that what "
+        "lasts longer than a turn falls on all of them alike."
     )
     yield _intervals(recipe.repetitions)
     yield (

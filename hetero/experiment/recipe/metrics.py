@@ -125,12 +125,10 @@ METRICS: dict[Kind, dict[str, Metric]] = {
         "kv_bytes_per_s": _scalar("goodput of all transfers", "B/s", "higher"),
         "source_cores": _scalar("processor time of the source", "cores", "lower"),
         "sink_cores": _scalar("processor time of the sink", "cores", "lower"),
-        "core_s_per_gb": _scalar("processor time per gigabyte", "core s/GB", "lower"),
+        "core_s_per_gb": _scalar("processor time", "core s/GB", "lower"),
         "share_of_plain": _scalar("share of a plain stream's goodput", "", "higher"),
         "plain_bytes_per_s": _scalar("goodput of a plain stream", "B/s", None),
-        "plain_core_s_per_gb": _scalar(
-            "processor time per gigabyte of a plain stream", "core s/GB", None
-        ),
+        "plain_core_s_per_gb": _scalar("processor time of a plain stream", "core s/GB", None),
         "connections_used": _scalar("connections of a transfer", "", None),
         "transfer_bytes": _scalar("size of a transfer", "B", None),
         "frame_bytes": _scalar("size of a frame", "B", None),
