@@ -17,7 +17,7 @@ from hetero.experiment.outcome.whole_file import write_whole
 
 def finish(folder: Path, result: Result, say: Callable[[str], None]) -> Result:
     """Writes result.json, plots and report.md into a folder that is there. The result may hold all
-    attempts of its arms: of each repetition the last one counts.
+    attempts of its arms: of each repetition the steadiest counts.
 
     Raises: HeteroError if a file can't be written; those before it stand.
     """
