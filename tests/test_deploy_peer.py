@@ -59,7 +59,8 @@ def stand_in(tmp_path):
 
 
 def test_a_peer_gets_our_slots_and_cache_and_is_waited_for(stand_in, tmp_path):
-    candidate = Candidate(peer=Peer(server="llama-server", binary=str(stand_in)))
+    peer = Peer(server="llama-server", binary=str(stand_in), options=["--kv-unified"])
+    candidate = Candidate(peer=peer)
     settings = Settings(kv="q8_0/q4_0", slots=3, context_tokens=500, chunk_tokens=64, threads=2)
     with (
         LocalSite() as site,
@@ -78,7 +79,8 @@ def test_a_peer_gets_our_slots_and_cache_and_is_waited_for(stand_in, tmp_path):
     assert options["--ubatch-size"] == "64"
     assert options["--threads"] == options["--threads-batch"] == "2"
     assert (options["--cache-type-k"], options["--cache-type-v"]) == ("q8_0", "q4_0")
-    assert {"--no-cache-prompt", "--no-webui"} <= set(argv)
+    assert {"--no-cache-prompt", "--no-webui", "--no-kv-unified"} <= set(argv)
+    assert argv[-1] == "--kv-unified"  # the last one wins
 
 
 def test_a_peer_that_dies_says_why(stand_in, tmp_path):
